@@ -1,0 +1,19 @@
+//! Where fusermount3 is: the setuid helper that mounts and unmounts for users.
+
+use std::path::PathBuf;
+
+const NAME: &str = "fusermount3";
+
+/// Where it is looked for beyond `PATH`: a daemon may have been started with a poor one.
+const USUAL: [&str; 3] = ["/usr/bin", "/bin", "/usr/local/bin"];
+
+/// The first that is a file, in these directories and then in the usual ones below `base`.
+pub(crate) fn find(path: &[PathBuf], base: &std::path::Path) -> Option<PathBuf> {
+    let usual = USUAL.iter().map(|dir| base.join(dir.trim_start_matches('/')));
+    path.iter().cloned().chain(usual).map(|dir| dir.join(NAME)).find(|program| program.is_file())
+}
+
+/// The directories of `PATH`.
+pub(crate) fn search_path() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}

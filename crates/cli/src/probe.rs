@@ -1,0 +1,99 @@
+//! Asking a mount how it is, without being hung by a daemon that does not answer.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use overspill::stats::Stats;
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::mountinfo::Entry;
+
+/// How long a living daemon may take to answer: long enough for one that pages to a slow disk.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a mount is.
+pub(crate) enum Probe {
+    /// It lives.
+    Alive(Box<Stats>),
+    /// It lives, but gives no statistics: why.
+    Mute(String),
+    /// Its daemon is gone.
+    Dead,
+    /// It is another user's.
+    Denied,
+    /// It did not answer in time.
+    Silent,
+}
+
+impl Probe {
+    /// The statistics, or why there are none.
+    pub(crate) fn stats(self, mount: &Entry) -> Result<Stats, Error> {
+        let path = mount.mountpoint.clone();
+        match self {
+            Probe::Alive(stats) => Ok(*stats),
+            Probe::Mute(why) => Err(Error::Stats(path, why)),
+            Probe::Dead => Err(Error::Dead(path)),
+            Probe::Denied => Err(Error::NotYours(path, mount.option_u32("user_id").unwrap_or(0))),
+            Probe::Silent => Err(Error::Silent(path)),
+        }
+    }
+}
+
+/// Asks `mount`, in a thread that may be left behind: a call into a hung file system cannot be cancelled.
+pub(crate) fn probe(mount: &Entry) -> Probe {
+    let (answer, answered) = mpsc::channel();
+    let mount = mount.clone();
+    let asker = std::thread::Builder::new().spawn(move || {
+        let _ = answer.send(ask(&mount));
+    });
+    match asker {
+        Ok(_) => answered.recv_timeout(PATIENCE).unwrap_or(Probe::Silent),
+        Err(error) => Probe::Mute(error.to_string()),
+    }
+}
+
+fn ask(mount: &Entry) -> Probe {
+    // Attributes are cached by the kernel beyond the daemon's death; statfs never is.
+    if let Err(error) = rustix::fs::statvfs(&mount.mountpoint) {
+        return match error {
+            Errno::NOTCONN | Errno::CONNABORTED => Probe::Dead,
+            Errno::ACCESS | Errno::PERM => Probe::Denied,
+            other => Probe::Mute(other.to_string()),
+        };
+    }
+    match overspill::stats::of_mount(&mount.mountpoint) {
+        Ok(stats) => Probe::Alive(Box::new(stats)),
+        Err(error) => match rustix::fs::access(&mount.mountpoint, rustix::fs::Access::READ_OK) {
+            Err(Errno::ACCESS | Errno::PERM) => ask_as_owner(mount),
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => Probe::Dead,
+            _ => Probe::Mute(error.to_string()),
+        },
+    }
+}
+
+/// FUSE keeps even root out of another user's mount; but root may become that user and ask again.
+fn ask_as_owner(mount: &Entry) -> Probe {
+    let (Some(uid), Some(gid)) = (mount.option_u32("user_id"), mount.option_u32("group_id")) else {
+        return Probe::Denied;
+    };
+    if !rustix::process::geteuid().is_root() || uid == 0 {
+        return Probe::Denied;
+    }
+    let output = Command::new("/proc/self/exe")
+        .args(["stats", "--json"])
+        .arg(&mount.mountpoint)
+        .current_dir("/")
+        .uid(uid)
+        .gid(gid)
+        .output();
+    match output {
+        Ok(out) => match serde_json::from_slice(&out.stdout) {
+            Ok(stats) => Probe::Alive(Box::new(stats)),
+            Err(_) => Probe::Denied,
+        },
+        Err(error) => Probe::Mute(error.to_string()),
+    }
+}

@@ -1,0 +1,158 @@
+//! A full mount loses nothing it has acknowledged: every file whose fsync and close returned 0 is read back exactly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Mount, eventually, noise, ok, overspill, python, run, stderr};
+
+const SIZE: u64 = 32 << 20;
+const FILE: usize = 3 << 20;
+
+fn full_soon() -> Mount {
+    Mount::new(&["--memory", "8M", "--size", "32M"])
+}
+
+/// `dd`, whose exit status tells of write, fsync and close.
+fn dd(from: &Path, to: &Path, more: &[&str]) -> std::process::Output {
+    let paths = [format!("if={}", from.display()), format!("of={}", to.display())];
+    run(Command::new("dd").args(paths).args(["bs=64k", "status=none"]).args(more).env("LC_ALL", "C"))
+}
+
+/// Fills with files of noise until one fails; gives those that were acknowledged.
+fn fill(mount: &Mount, prefix: &str, seed: u64, more: &[&str]) -> Vec<(PathBuf, u64)> {
+    let mut done = Vec::new();
+    for n in 0..64 {
+        let source = mount.beside(&format!("source-{prefix}"));
+        fs::write(&source, noise(seed + n, FILE)).unwrap();
+        let target = mount.path(&format!("{prefix}{n}"));
+        let output = dd(&source, &target, more);
+        if !output.status.success() {
+            assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));
+            return done;
+        }
+        done.push((target, seed + n));
+    }
+    panic!("64 files of 3 MiB in 32 MiB, and no error");
+}
+
+fn verify(mount: &Mount, acknowledged: &[(PathBuf, u64)]) {
+    mount.drop_caches();
+    for (path, seed) in acknowledged {
+        assert!(fs::read(path).unwrap() == noise(*seed, FILE), "{} was acknowledged", path.display());
+    }
+}
+
+/// Full, and after deletion empty again: as much fits as before.
+fn fills_and_drains(more: &[&str]) {
+    let mount = full_soon();
+    let first = fill(&mount, "a", 100, more);
+    assert!(first.len() >= 5, "only {} files of 3 MiB fitted into 32 MiB", first.len());
+    verify(&mount, &first);
+    for entry in fs::read_dir(&mount.dir).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let second = fill(&mount, "b", 200, more);
+    assert!(second.len() + 1 >= first.len(), "{} files fitted, after deletion {}", first.len(), second.len());
+    verify(&mount, &second);
+    assert_eq!(mount.stat("errors"), 0);
+    mount.umount();
+}
+
+#[test]
+fn dd_without_fsync() {
+    fills_and_drains(&[]);
+}
+
+#[test]
+fn dd_with_fsync() {
+    fills_and_drains(&["conv=fsync"]);
+}
+
+#[test]
+fn one_file_larger_than_the_mount() {
+    let mount = full_soon();
+    for more in [&[][..], &["conv=fsync"]] {
+        let output = dd(Path::new("/dev/zero"), &mount.path("f"), more);
+        assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));
+        assert!(fs::metadata(mount.path("f")).unwrap().len() <= SIZE);
+        fs::remove_file(mount.path("f")).unwrap();
+    }
+    // And it is as good as new.
+    fs::write(mount.path("g"), noise(1, FILE)).unwrap();
+    verify(&mount, &[(mount.path("g"), 1)]);
+}
+
+#[test]
+fn df_tells_the_truth_when_full_and_after() {
+    let mount = full_soon();
+    let free = || rustix::fs::statvfs(&mount.dir).map(|s| s.f_bfree * s.f_frsize).unwrap();
+    let before = free();
+    assert!(before > SIZE / 2 && before <= SIZE, "{before}");
+    let files = fill(&mount, "a", 300, &["conv=fsync"]);
+    assert!(free() < before / 4, "{} free when full", free());
+    for entry in fs::read_dir(&mount.dir).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    eventually("room again", || free() + (1 << 20) >= before);
+    drop(files);
+    ok(&overspill(["stats".as_ref(), mount.dir.as_os_str()]));
+}
+
+#[test]
+fn a_mapping_writer() {
+    let mount = full_soon();
+    let held = fill(&mount, "a", 400, &["conv=fsync"]);
+    // It may die of SIGBUS or be told by msync or fsync; what it may not is succeed and lose.
+    let program = "
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 8 << 20)
+m = mmap.mmap(fd, 8 << 20)
+m[:] = open(sys.argv[2], 'rb').read()
+m.flush(); os.fsync(fd); m.close(); os.close(fd)
+";
+    let source = mount.beside("mapped");
+    fs::write(&source, noise(9, 8 << 20)).unwrap();
+    let target = mount.path("mapped");
+    let full = python(program, &[&target, &source]);
+    mount.drop_caches();
+    assert!(!full.status.success() || fs::read(&target).unwrap() == noise(9, 8 << 20), "mapped and lost");
+    verify(&mount, &held);
+
+    // With room, it must succeed.
+    fs::remove_file(&target).unwrap();
+    for (path, _) in &held[..4] {
+        fs::remove_file(path).unwrap();
+    }
+    let mut roomy = python(program, &[&target, &source]);
+    // What was unlinked is given back asynchronously.
+    for _ in 0..20 {
+        if roomy.status.success() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        roomy = python(program, &[&target, &source]);
+    }
+    ok(&roomy);
+    mount.drop_caches();
+    assert!(fs::read(&target).unwrap() == noise(9, 8 << 20));
+    verify(&mount, &held[4..]);
+}
+
+#[test]
+fn two_fillers_at_once() {
+    for more in [&[][..], &["conv=fsync"]] {
+        let mount = full_soon();
+        let (one, two) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| fill(&mount, "one", 1000, more));
+            let two = scope.spawn(|| fill(&mount, "two", 2000, more));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        assert!(one.len() + two.len() >= 4, "{} and {}", one.len(), two.len());
+        verify(&mount, &one);
+        verify(&mount, &two);
+        assert_eq!(mount.stat("errors"), 0);
+        mount.umount();
+    }
+}

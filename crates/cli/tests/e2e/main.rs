@@ -1,0 +1,20 @@
+//! End to end: the program itself, on real mounts, as root or as an ordinary user.
+//!
+//! Each test mounts in a directory of its own below cargo's tmpdir and leaves nothing behind, also when it fails
+//! ([`harness::Mount`]). Root's run repeats what an ordinary user can do as `nobody` ([`as_user`]).
+
+#![forbid(unsafe_code)]
+
+mod harness;
+
+mod as_user;
+mod bad_input;
+mod death;
+mod enospc;
+mod files;
+mod mounting;
+mod names;
+mod options;
+mod spill;
+mod stats;
+mod stores;

@@ -1,0 +1,66 @@
+//! The main job: real trees, larger than the memory given.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Mount, eventually, ok, run};
+
+/// Beyond the budget: code, stacks and what the C library keeps.
+const SLACK: u64 = 16 << 20;
+
+fn tree_size(path: &Path) -> u64 {
+    let output = run(Command::new("du").args(["-s", "--apparent-size", "--block-size=1"]).arg(path));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { text.split_whitespace().next().unwrap().parse().unwrap() } else { 0 }
+}
+
+/// A real tree of this machine that we may read, of at least `least` bytes: the smallest that will do.
+fn real_tree(least: u64) -> PathBuf {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = sysroot.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    let candidates = [
+        "/usr/share/perl".into(),
+        "/usr/lib/python3.11".into(),
+        "/usr/include".into(),
+        "/usr/share/doc".into(),
+        format!("{sysroot}/lib/rustlib"),
+        "/usr/lib".into(),
+    ];
+    let readable = candidates.into_iter().map(PathBuf::from).map(|p| (tree_size(&p), p));
+    readable.filter(|(size, _)| *size >= least).min().map(|(_, path)| path).expect("no tree to copy")
+}
+
+fn copy_verify_remove(memory: &str, budget: u64, least: u64) {
+    let tree = real_tree(least);
+    let mount = Mount::new(&["--memory", memory, "--size", "1G"]);
+    let start = mount.stat("rss_bytes");
+    let copy = mount.path("copy");
+    ok(&run(Command::new("cp").arg("-a").args([&tree, &copy])));
+    mount.drop_caches();
+    ok(&run(Command::new("diff").args(["-r", "--no-dereference"]).args([&tree, &copy])));
+    let stats = mount.stats();
+    assert!(stats["store_writes"].as_u64() > Some(0) && stats["store_reads"].as_u64() > Some(0), "{stats}");
+    assert_eq!(stats["errors"], 0, "{stats}");
+    let peak = mount.peak_rss();
+    assert!(peak <= budget + SLACK, "peak RSS {peak}, budget {budget}: {stats}");
+
+    // R57, R71: what is removed is memory and store returned.
+    ok(&run(Command::new("rm").arg("-rf").arg(&copy)));
+    eventually("pages and inodes are gone", || {
+        let stats = mount.stats();
+        let get = |name: &str| stats[name].as_u64().unwrap();
+        get("inodes") <= 1 && get("stored_bytes") == 0 && get("resident_bytes") == 0
+    });
+    eventually("memory is back with the kernel", || mount.stat("rss_bytes") <= start + (32 << 20));
+    mount.umount();
+}
+
+#[test]
+fn a_tree_through_four_mebibytes() {
+    copy_verify_remove("4M", 4 << 20, 16 << 20);
+}
+
+#[test]
+fn a_tree_through_sixteen_mebibytes() {
+    copy_verify_remove("16M", 16 << 20, 100 << 20);
+}

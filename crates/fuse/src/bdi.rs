@@ -1,0 +1,37 @@
+//! The kernel's write-back settings of a mount (its backing device info): how much it may hold dirty for us.
+//!
+//! Left alone, Linux lets a FUSE mount hold about 1% of memory dirty, strictly. `strict_limit=0` would lift that to
+//! gigabytes, whatever `max_bytes` says, against a small memory cgroup; so strict it stays, and root raises
+//! `max_bytes`.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What to assume where the kernel does not say: 1% of the dirty threshold of a large machine.
+const UNKNOWN: u64 = 64 << 20;
+
+pub(crate) struct Bdi(PathBuf);
+
+impl Bdi {
+    pub(crate) fn of(mountpoint: &Path) -> std::io::Result<Bdi> {
+        let dev = fs::metadata(mountpoint)?.dev();
+        let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+        Ok(Bdi(PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"))))
+    }
+
+    fn set(&self, name: &str, value: u64) -> bool {
+        fs::write(self.0.join(name), value.to_string()).is_ok()
+    }
+
+    /// Sets how much may be dirty and how far to read ahead, as far as we may, and says how much may be dirty now.
+    pub(crate) fn tune(&self, dirty_max: u64, read_ahead: u32) -> u64 {
+        let raised = self.set("strict_limit", 1) && self.set("max_bytes", dirty_max);
+        self.set("read_ahead_kb", u64::from(read_ahead) / 1024);
+        if !raised {
+            tracing::info!("not root: the kernel keeps its own limit on dirty data, writes go out earlier");
+        }
+        let now = fs::read_to_string(self.0.join("max_bytes")).ok().and_then(|text| text.trim().parse().ok());
+        now.filter(|&bytes| bytes > 0).unwrap_or(UNKNOWN).max(if raised { dirty_max } else { 0 })
+    }
+}

@@ -1,0 +1,262 @@
+//! The kernel's FUSE protocol in front of a [`TmpFs`]: a thin shim over the `fuser` crate.
+//!
+//! ```text
+//!   /dev/fuse ─► shim.rs (names) ──────────► tmpfs                     answered where it arrived
+//!             └► data.rs (bytes) ─► tmpfs ─► vm ─ must wait? ─► park.rs ─► a task of the driver's
+//!   kernel.rs: what we ask of the kernel     space.rs: near the end of space     bdi.rs: its write-back limits
+//! ```
+//!
+//! What the kernel is told: its page cache is write-back, attributes and names are good for ever (only it changes
+//! them), it opens and closes files without asking, checks permissions itself, and kills set-id bits through us.
+//! Round trips are what FUSE costs: a new file is LOOKUP and CREATE, a close after writing one WRITE and one SETATTR.
+#![forbid(unsafe_code)]
+
+mod bdi;
+mod convert;
+mod data;
+mod kernel;
+mod park;
+mod server;
+mod shim;
+mod space;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionACL};
+use overspill_tmpfs::TmpFs;
+use rustix::mount::MountFlags;
+
+pub use park::Spawn;
+pub use server::Tuning;
+
+use bdi::Bdi;
+use kernel::Kernel;
+use park::Parking;
+use server::Server;
+use shim::Shim;
+use space::{Remount, Space};
+
+/// The extended attribute of the root directory that holds the mount's statistics as JSON.
+pub const STATS_XATTR: &str = "overspill.stats";
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct FuseOptions {
+    /// Where. An existing directory, absolute.
+    pub mountpoint: PathBuf,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Run no programs from it.
+    pub noexec: bool,
+    /// Honour no set-id bits.
+    pub nosuid: bool,
+    /// Open no devices.
+    pub nodev: bool,
+    /// Keep no access times.
+    pub noatime: bool,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Drop the kernel's copy of what is read and written, at once: for tests.
+    pub evict: bool,
+    /// Sizes of the transport.
+    pub tuning: Tuning,
+    /// Bytes the kernel may hold dirty, if we may set it.
+    pub dirty_max: u64,
+}
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum FuseError {
+    /// No /dev/fuse.
+    #[error("/dev/fuse is missing: load the fuse module (modprobe fuse), or give the container the device")]
+    NoDevice,
+    /// /dev/fuse, or the mount, is not for us.
+    #[error("mounting on {0} is not permitted: {1}")]
+    Permission(PathBuf, String),
+    /// No fusermount3 to mount for a normal user.
+    #[error("fusermount3 is missing: install the package fuse3, or mount as root")]
+    NoFusermount,
+    /// allow_other needs root or a line in a file.
+    #[error("--allow-other needs the line `user_allow_other` in /etc/fuse.conf, or root")]
+    AllowOther,
+    /// Anything else.
+    #[error("cannot mount on {0}: {1}")]
+    Mount(PathBuf, std::io::Error),
+    /// The session ended badly.
+    #[error("the connection to the kernel failed: {0}")]
+    Session(std::io::Error),
+}
+
+/// A mount that is being served. Dropping it ends the service.
+pub struct Mounted {
+    session: Option<fuser::BackgroundSession>,
+    watcher: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    /// What had to be done without, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Mounts `fs` and serves it. `spawn` runs requests that wait; `stats` makes the text of [`STATS_XATTR`]; `often` is
+/// called a few times a second.
+///
+/// # Errors
+/// When the mount cannot be made; nothing is left behind then.
+pub fn mount(
+    fs: &Arc<TmpFs>,
+    options: &FuseOptions,
+    spawn: Arc<dyn Spawn>,
+    stats: Box<dyn Fn() -> String + Send + Sync>,
+    often: Box<dyn Fn() + Send>,
+) -> Result<Mounted, FuseError> {
+    let failed = |error| FuseError::Mount(options.mountpoint.clone(), error);
+    let tuning = options.tuning;
+    let server = Arc::new(Server {
+        fs: fs.clone(),
+        tuning,
+        parking: Parking::new(spawn, tuning.threads, tuning.max_background.into()),
+        kernel: Kernel::new().map_err(failed)?,
+        space: Arc::new(Space::new(fs, options.dirty_max)),
+        stats,
+        nobody: nobody(),
+        evict: AtomicBool::new(options.evict),
+    });
+    let mut config = Config::default();
+    config.mount_options = mount_options(options);
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(tuning.threads);
+    let session = Session::new(Shim(server.clone()), &options.mountpoint, &config)
+        .map_err(|error| explain(error, options))?;
+    server.kernel.connect(session.notifier());
+    let session = session.spawn().map_err(failed)?;
+
+    let mut notes = Vec::new();
+    match Bdi::of(&options.mountpoint) {
+        Ok(bdi) => {
+            let dirty = bdi.tune(options.dirty_max, tuning.max_write);
+            if dirty != options.dirty_max {
+                fs.account().set_reserve(2 * dirty.div_ceil(overspill_vm::PAGE as u64));
+                notes.push(format!(
+                    "the kernel's own limit on dirty data stays ({} MiB): only root may set it",
+                    dirty >> 20
+                ));
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the mount's write-back limits cannot be found"),
+    }
+    let remount = rustix::process::geteuid().is_root().then(|| remount_of(options));
+    let stop = Arc::new(AtomicBool::new(false));
+    let watch = {
+        let stop = stop.clone();
+        move || {
+            let look = || {
+                server.parking.expire();
+                often();
+            };
+            server.space.watch(&server.fs, remount.as_ref(), &stop, &look);
+        }
+    };
+    let watcher = std::thread::Builder::new().name("space".into()).spawn(watch).map_err(failed)?;
+    Ok(Mounted { session: Some(session), watcher: Some(watcher), stop, notes })
+}
+
+impl Mounted {
+    /// Serves until the file system is unmounted.
+    ///
+    /// # Errors
+    /// [`FuseError::Session`] when the connection to the kernel breaks.
+    pub fn wait(mut self) -> Result<(), FuseError> {
+        let result = self.session.take().map_or(Ok(()), fuser::BackgroundSession::join);
+        self.end();
+        result.map_err(FuseError::Session)
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn nobody() -> FileAttr {
+    let never = std::time::UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: never,
+        mtime: never,
+        ctime: never,
+        crtime: never,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+fn mount_options(options: &FuseOptions) -> Vec<MountOption> {
+    let choose = |no: bool, off: MountOption, on: MountOption| if no { off } else { on };
+    let mut list = vec![
+        MountOption::FSName("overspill".into()),
+        MountOption::CUSTOM("subtype=overspill".into()),
+        MountOption::DefaultPermissions,
+    ];
+    if options.read_only {
+        list.push(MountOption::RO);
+    }
+    if options.noexec {
+        list.push(MountOption::NoExec);
+    }
+    if options.noatime {
+        list.push(MountOption::NoAtime);
+    }
+    // Only root may have set-id programs and devices on a mount.
+    let root = rustix::process::geteuid().is_root();
+    list.push(choose(options.nosuid || !root, MountOption::NoSuid, MountOption::Suid));
+    list.push(choose(options.nodev || !root, MountOption::NoDev, MountOption::Dev));
+    list
+}
+
+fn remount_of(options: &FuseOptions) -> Remount {
+    let mut flags = MountFlags::empty();
+    for (set, flag) in [
+        (options.read_only, MountFlags::RDONLY),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.nosuid, MountFlags::NOSUID),
+        (options.nodev, MountFlags::NODEV),
+        (options.noatime, MountFlags::NOATIME),
+    ] {
+        flags.set(flag, set);
+    }
+    Remount { mountpoint: options.mountpoint.clone(), flags }
+}
+
+/// Says which of the usual reasons it was.
+fn explain(error: std::io::Error, options: &FuseOptions) -> FuseError {
+    let text = error.to_string();
+    if !Path::new("/dev/fuse").exists() {
+        FuseError::NoDevice
+    } else if text.contains("user_allow_other") {
+        FuseError::AllowOther
+    } else if error.kind() == std::io::ErrorKind::NotFound && options.mountpoint.exists() {
+        FuseError::NoFusermount
+    } else if error.kind() == std::io::ErrorKind::PermissionDenied || text.contains("ermission denied") {
+        FuseError::Permission(options.mountpoint.clone(), text.trim().to_owned())
+    } else {
+        FuseError::Mount(options.mountpoint.clone(), error)
+    }
+}

@@ -1,0 +1,140 @@
+//! Requests that wait: parked state, not parked threads.
+//!
+//! An operation is first tried where it arrived. If it must wait, the thread waits with it for a few milliseconds,
+//! as long as enough other threads are left to serve: memory and the store mostly answer within that. What takes
+//! longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew is harmless: a write
+//! writes the same bytes again, and store reads under way are joined.)
+//!
+//! Tasks are bounded. Written data they hold is at most what the kernel sends in the background
+//! (`max_background` requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered
+//! fail after [`READ_TIMEOUT`], so that one hung store does not keep the kernel's background queue from others.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use fuser::{Errno, ReplyData};
+
+/// Runs parked operations. The facade's driver does.
+pub trait Spawn: Send + Sync {
+    /// Runs `task` to its end, some time, on some thread.
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>);
+}
+
+/// How long a thread waits with its request before it parks it.
+const WAIT_IN_PLACE: Duration = Duration::from_millis(10);
+
+/// How long a parked read waits for a store before it fails with EIO.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same when half of the kernel's background queue is parked already.
+const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(1);
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+thread_local! {
+    static WAKER: Waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+}
+
+pub(crate) struct Parking {
+    spawn: Arc<dyn Spawn>,
+    /// Threads that may wait in place at once.
+    may_wait: usize,
+    waiting: AtomicUsize,
+    reads: Mutex<HashMap<u64, ParkedRead>>,
+    next_read: AtomicU64,
+    crowded: usize,
+}
+
+struct ParkedRead {
+    deadline: Instant,
+    reply: ReplyData,
+}
+
+impl Parking {
+    /// `threads` serve requests; the kernel sends at most `background` at once that nobody is known to wait for.
+    pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Parking {
+        Parking {
+            spawn,
+            may_wait: threads.saturating_sub(2).max(1),
+            waiting: AtomicUsize::new(0),
+            reads: Mutex::new(HashMap::new()),
+            next_read: AtomicU64::new(0),
+            crowded: background / 2,
+        }
+    }
+
+    /// Runs `op` here if it ends at once or nearly so. `None`: it does not, and was dropped.
+    pub(crate) fn try_here<T>(&self, op: impl Future<Output = T>) -> Option<T> {
+        let mut op = pin!(op);
+        WAKER.with(|waker| {
+            let mut cx = Context::from_waker(waker);
+            if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
+                return Some(value);
+            }
+            if self.waiting.fetch_add(1, Ordering::AcqRel) >= self.may_wait {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                return None;
+            }
+            let until = Instant::now() + WAIT_IN_PLACE;
+            let value = loop {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break None;
+                }
+                std::thread::park_timeout(left);
+                if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
+                    break Some(value);
+                }
+            };
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            value
+        })
+    }
+
+    /// Runs `op` as a task.
+    pub(crate) fn park(&self, op: impl Future<Output = ()> + Send + 'static) {
+        self.spawn.spawn(Box::pin(op));
+    }
+
+    fn reads(&self) -> MutexGuard<'_, HashMap<u64, ParkedRead>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a parked read's reply until the read ends or its time is up.
+    pub(crate) fn hold(&self, reply: ReplyData) -> u64 {
+        let number = self.next_read.fetch_add(1, Ordering::Relaxed);
+        let mut reads = self.reads();
+        let patience = if reads.len() >= self.crowded { READ_TIMEOUT_CROWDED } else { READ_TIMEOUT };
+        reads.insert(number, ParkedRead { deadline: Instant::now() + patience, reply });
+        number
+    }
+
+    /// The reply of a parked read, unless its time was up.
+    pub(crate) fn take(&self, number: u64) -> Option<ReplyData> {
+        self.reads().remove(&number).map(|read| read.reply)
+    }
+
+    /// Fails the reads whose time is up. To be called now and then.
+    pub(crate) fn expire(&self) {
+        let now = Instant::now();
+        let late: Vec<ParkedRead> = self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
+        if !late.is_empty() {
+            tracing::warn!(reads = late.len(), "the store does not answer; reads fail");
+        }
+        for read in late {
+            read.reply.error(Errno::EIO);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What serves one mount: shared by the threads that read requests and by requests that are parked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fuser::FileAttr;
+use overspill_tmpfs::{FsError, TmpFs};
+
+use crate::kernel::Kernel;
+use crate::park::Parking;
+use crate::space::Space;
+
+/// Sizes of the transport, chosen from the memory that may be spent on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Threads that read requests.
+    pub threads: usize,
+    /// Bytes of a request, at most.
+    pub max_write: u32,
+    /// Requests that the kernel sends at once without somebody known to wait for them.
+    pub max_background: u16,
+}
+
+impl Tuning {
+    /// A transport that takes about a tenth of `memory` bytes.
+    pub fn for_memory(memory: usize) -> Tuning {
+        let max_write = (memory / 64).next_power_of_two().clamp(128 << 10, 1 << 20);
+        let background = (memory / 16 / max_write).clamp(4, 64);
+        Tuning {
+            threads: 4,
+            max_write: u32::try_from(max_write).unwrap_or(1 << 20),
+            max_background: u16::try_from(background).unwrap_or(64),
+        }
+    }
+
+    /// What the transport may take at most: a request and a reply a thread, and a parked request's data.
+    pub fn memory(self) -> usize {
+        (2 * self.threads + usize::from(self.max_background)) * self.max_write as usize
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) fs: Arc<TmpFs>,
+    pub(crate) tuning: Tuning,
+    pub(crate) parking: Parking,
+    pub(crate) kernel: Kernel,
+    pub(crate) space: Arc<Space>,
+    /// Makes the text of the statistics attribute.
+    pub(crate) stats: Box<dyn Fn() -> String + Send + Sync>,
+    /// Attributes for "no such name".
+    pub(crate) nobody: FileAttr,
+    /// `debug=evict`: the kernel's copy of whatever was read or written is dropped at once.
+    pub(crate) evict: AtomicBool,
+}
+
+/// How long who is about to report ENOSPC waits for FORGETs that are on their way.
+const FORGETS_TAKE: Duration = Duration::from_millis(200);
+
+impl Server {
+    pub(crate) fn is_full(&self, error: FsError) -> bool {
+        error.errno() == rustix::io::Errno::NOSPC.raw_os_error()
+    }
+
+    /// FORGET lags behind the last close of a removed file: waits a little while such files are going away.
+    /// Returns whether some did.
+    pub(crate) fn await_forgets(&self) -> bool {
+        let before = self.fs.orphans();
+        if before.inodes == 0 {
+            return false;
+        }
+        let until = Instant::now() + FORGETS_TAKE;
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+            let now = self.fs.orphans();
+            if now.inodes < before.inodes || now.pages < before.pages {
+                return true;
+            }
+        }
+        false
+    }
+
+    pub(crate) fn evict_copy(&self, ino: u64) {
+        if self.evict.load(Ordering::Relaxed) {
+            self.kernel.drop_copy(ino);
+        }
+    }
+}

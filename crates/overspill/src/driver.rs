@@ -1,0 +1,256 @@
+//! The threads that run a VM in production: the other driver is the simulation.
+//!
+//! | thread | does | waits for |
+//! |---|---|---|
+//! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
+//! | store (2) | any store request, reads first | requests |
+//! | fetch (2) | store reads only: a slow write never keeps them all | requests |
+//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
+//! | tasks (2) | parked operations whose ticket completed | tickets |
+//!
+//! None of them is an operation's own: what waits is a task, and tasks hold no thread.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_executor::Executor;
+use overspill_fuse::Spawn;
+use overspill_store::codec::MAX_CLUSTER;
+use overspill_sys::AlignedBuf;
+use overspill_vm::{Io, ReadIo, Signals, Step, Vm, WriteIo};
+
+/// How long a store that refused a write is left alone.
+const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
+/// How often upkeep runs when nobody asks.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Heap that may lie free before it is trimmed.
+const TRIM_ABOVE: usize = 4 << 20;
+
+/// A flag to wait for: set by anybody, cleared by who waits.
+#[derive(Default)]
+struct Event {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Event {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self) {
+        *self.lock() = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self, at_most: Duration) {
+        let guard = self.lock();
+        let (mut guard, _) = self
+            .changed
+            .wait_timeout_while(guard, at_most, |set| !*set)
+            .unwrap_or_else(PoisonError::into_inner);
+        *guard = false;
+    }
+}
+
+/// Threads wait with a bound, so that a signal lost to a bug costs time and not the mount.
+const AT_MOST: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+struct Wakeups {
+    pageout: Event,
+    store: Event,
+    fetch: Event,
+    upkeep: Event,
+    stop: AtomicBool,
+}
+
+impl Wakeups {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl Signals for Wakeups {
+    fn pageout_wanted(&self) {
+        self.pageout.set();
+    }
+
+    fn io_ready(&self) {
+        self.store.set();
+        self.fetch.set();
+    }
+}
+
+/// A running driver. Dropping it stops the threads after what they are doing.
+pub struct Driver {
+    wakeups: Arc<Wakeups>,
+    tasks: Arc<Executor<'static>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Hands parked operations to the driver's task threads.
+pub(crate) struct Spawner(Arc<Executor<'static>>);
+
+impl Spawn for Spawner {
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(task).detach();
+    }
+}
+
+impl Driver {
+    /// Starts the threads that run `vm`.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn start(vm: &Vm) -> std::io::Result<Driver> {
+        let wakeups = Arc::new(Wakeups::default());
+        vm.set_signals(wakeups.clone());
+        let mut driver =
+            Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
+        driver.spawn_thread("pageout", vm, run_pageout)?;
+        driver.spawn_thread("upkeep", vm, run_upkeep)?;
+        for _ in 0..2 {
+            driver.spawn_thread("store", vm, run_store)?;
+            driver.spawn_thread("fetch", vm, run_fetch)?;
+            let (tasks, wakeups) = (driver.tasks.clone(), driver.wakeups.clone());
+            let run = move || run_tasks(&tasks, &wakeups);
+            driver.threads.push(std::thread::Builder::new().name("tasks".into()).spawn(run)?);
+        }
+        Ok(driver)
+    }
+
+    fn spawn_thread(
+        &mut self,
+        name: &str,
+        vm: &Vm,
+        run: impl FnOnce(&Vm, &Wakeups) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (vm, wakeups) = (vm.clone(), self.wakeups.clone());
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&vm, &wakeups))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    pub(crate) fn spawner(&self) -> Arc<Spawner> {
+        Arc::new(Spawner(self.tasks.clone()))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.wakeups.stop.store(true, Ordering::Release);
+        for _ in 0..self.threads.len() {
+            self.wakeups.pageout.set();
+            self.wakeups.io_ready();
+            self.wakeups.upkeep.set();
+            // A task that does nothing wakes a task thread, which then sees that it should stop.
+            self.tasks.spawn(async {}).detach();
+        }
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on stderr; there is nothing left to do for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
+    while !wakeups.stopped() {
+        match vm.pageout() {
+            Step::Worked => wakeups.upkeep.set(),
+            Step::AwaitStore => {
+                if let Some(store) = vm.store() {
+                    store.maintain(true);
+                }
+            }
+            Step::Rest | Step::AwaitIo => wakeups.pageout.wait(AT_MOST),
+            Step::Stuck => {
+                // Full and nothing to do: look again when something may have been freed.
+                wakeups.upkeep.set();
+                wakeups.pageout.wait(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn run_store(vm: &Vm, wakeups: &Wakeups) {
+    let mut buf = AlignedBuf::new(MAX_CLUSTER);
+    while !wakeups.stopped() {
+        match vm.next_io() {
+            Some(Io::Write(write)) => {
+                // There may be more, and this one takes a while.
+                wakeups.store.set();
+                perform_write(vm, write);
+                wakeups.pageout.set();
+            }
+            Some(Io::Read(read)) => perform_read(vm, read, &mut buf),
+            None => wakeups.store.wait(AT_MOST),
+        }
+    }
+}
+
+fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
+    let mut buf = AlignedBuf::new(MAX_CLUSTER);
+    while !wakeups.stopped() {
+        match vm.next_read() {
+            Some(read) => {
+                wakeups.fetch.set();
+                perform_read(vm, read, &mut buf);
+            }
+            None => wakeups.fetch.wait(AT_MOST),
+        }
+    }
+}
+
+fn perform_write(vm: &Vm, write: WriteIo) {
+    let Some(store) = vm.store() else { return };
+    let result = store.write(write.start(), write.bytes());
+    if result.is_err() {
+        std::thread::sleep(AFTER_FAILED_WRITE);
+    }
+    vm.complete_write(write, result);
+}
+
+fn perform_read(vm: &Vm, read: ReadIo, buf: &mut AlignedBuf) {
+    let Some(store) = vm.store() else { return };
+    let bytes = &mut buf[..read.len()];
+    let result = store.read(read.start(), bytes);
+    vm.complete_read(read, result.map(|()| &*bytes));
+}
+
+fn run_upkeep(vm: &Vm, wakeups: &Wakeups) {
+    let mut last_metadata = 0;
+    while !wakeups.stopped() {
+        wakeups.upkeep.wait(UPKEEP);
+        let short = vm.is_short();
+        if let Some(store) = vm.store() {
+            while store.maintain(short) && !wakeups.stopped() {
+                // Punching is done in large pieces and leaves the disk to others in between.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if short {
+            continue;
+        }
+        vm.maintain();
+        let stats = vm.stats();
+        let heap = stats.metadata_bytes;
+        if heap + TRIM_ABOVE < last_metadata {
+            overspill_sys::process::trim_heap();
+            last_metadata = heap;
+        }
+        last_metadata = last_metadata.max(heap);
+    }
+}
+
+fn run_tasks(tasks: &Executor<'static>, wakeups: &Wakeups) {
+    futures_lite::future::block_on(async {
+        while !wakeups.stopped() {
+            tasks.tick().await;
+        }
+    });
+}

@@ -1,0 +1,18 @@
+//! Virtual memory in user space: memory that may grow past RAM, into a store its user chose.
+//!
+//! This crate puts the parts together: the VM, its stores and its faces, and the threads that drive them. The parts
+//! are re-exported for programs that want only some.
+//!
+//! - [`mount`]: a tmpfs with its own pager, mounted through FUSE.
+//! - [`stats`]: where every byte of such a mount is.
+//! - [`driver`]: the threads that run a [`vm::Vm`].
+#![forbid(unsafe_code)]
+
+pub mod driver;
+pub mod mount;
+pub mod place;
+pub mod stats;
+
+pub use overspill_store as store;
+pub use overspill_tmpfs as tmpfs;
+pub use overspill_vm as vm;

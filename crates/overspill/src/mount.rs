@@ -1,0 +1,316 @@
+//! A tmpfs with its own pager, mounted: store, VM, driver, file system and FUSE put together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use overspill_fuse::{FuseError, FuseOptions, Tuning};
+use overspill_store::{FaultyStore, FileStore, FsKind, IoMode, Store, StoreError, check_location};
+use overspill_tmpfs::{FsError, Timestamp, TmpFs, TmpFsConfig};
+use overspill_vm::{PAGE, Vm, VmConfig, VmError};
+
+use crate::driver::Driver;
+use crate::place::Place;
+use crate::stats::{self, Fixed};
+
+/// What to mount, where, and on what.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// An existing directory, absolute.
+    pub mountpoint: PathBuf,
+    /// Bytes of RAM the daemon may use, everything counted.
+    pub memory: u64,
+    /// Bytes that files may hold.
+    pub size: u64,
+    /// How many inodes there may be, if that is limited.
+    pub nr_inodes: Option<u64>,
+    /// Permissions of the root directory.
+    pub mode: u32,
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Run no programs from it.
+    pub noexec: bool,
+    /// Honour no set-id bits.
+    pub nosuid: bool,
+    /// Open no devices.
+    pub nodev: bool,
+    /// Keep no access times.
+    pub noatime: bool,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Where pages go that memory cannot hold.
+    pub store: StoreChoice,
+    /// Take a store that would otherwise be refused: an existing file, one on a tmpfs.
+    pub force: bool,
+    /// For tests.
+    pub debug: Debugging,
+}
+
+/// Where pages go that memory cannot hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// An unnamed file in this directory.
+    Directory(PathBuf),
+    /// This file, which must not exist; it loses its name as soon as it is open.
+    File(PathBuf),
+    /// Nowhere: what memory cannot hold is refused.
+    None,
+}
+
+/// What a mount does so that tests see more of it (`-o debug=WORD`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Debugging {
+    /// `evict`: every page is evicted at once, and the kernel's copy dropped.
+    pub evict: bool,
+    /// `fail-reads`: all reads of the store fail.
+    pub fail_reads: bool,
+    /// `fail-writes`: all writes to the store fail.
+    pub fail_writes: bool,
+    /// `damage-reads`: all reads of the store bring damaged data.
+    pub damage_reads: bool,
+}
+
+impl Debugging {
+    /// The words of `-o debug=`.
+    pub const WORDS: &str = "evict, fail-reads, fail-writes, damage-reads";
+
+    /// Turns on what a word of [`Debugging::WORDS`] says. False for any other.
+    pub fn turn_on(&mut self, word: &str) -> bool {
+        let switch = match word {
+            "evict" => &mut self.evict,
+            "fail-reads" => &mut self.fail_reads,
+            "fail-writes" => &mut self.fail_writes,
+            "damage-reads" => &mut self.damage_reads,
+            _ => return false,
+        };
+        *switch = true;
+        true
+    }
+
+    fn has_faults(self) -> bool {
+        self.fail_reads || self.fail_writes || self.damage_reads
+    }
+}
+
+/// What kind of failure an error is: callers choose exit codes by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountErrorKind {
+    /// The mountpoint is not fit.
+    Mountpoint,
+    /// Something is not permitted.
+    Permission,
+    /// FUSE is missing.
+    Fuse,
+    /// The store is refused or cannot be had.
+    Store,
+    /// The memory does not suffice.
+    Memory,
+    /// Anything else.
+    Other,
+}
+
+/// Why there is no mount. Each says what failed, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store would page to itself (R14).
+    #[error("no store at {}: it lies on the mount it is to serve; choose a place outside {}", .0.display(), .1.display())]
+    StoreOnItself(PathBuf, PathBuf),
+    /// The store would page to another pager.
+    #[error("no store at {}: it lies on another overspill mount; choose a disk, or --force to page twice", .0.display())]
+    StoreOnOverspill(PathBuf),
+    /// The store would take the memory it is there to save.
+    #[error("no store at {}: it lies on a tmpfs, which is memory; choose a disk, --store none, or --force", .0.display())]
+    StoreOnTmpfs(PathBuf),
+    /// Too little memory for buffers.
+    #[error("{0} bytes of memory do not hold even the buffers; give at least 4M")]
+    Memory(u64),
+    /// No address space, or no threads.
+    #[error("the pager cannot start: {0}; check ulimit -v and -u")]
+    Start(std::io::Error),
+    /// See [`FuseError`].
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    /// See [`FsError`].
+    #[error("the file system cannot start: {0}; give it more memory")]
+    Fs(#[from] FsError),
+}
+
+impl MountError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> MountErrorKind {
+        match self {
+            MountError::Store(_)
+            | MountError::StoreOnItself(..)
+            | MountError::StoreOnOverspill(_)
+            | MountError::StoreOnTmpfs(_) => MountErrorKind::Store,
+            MountError::Memory(_) | MountError::Fs(_) => MountErrorKind::Memory,
+            MountError::Fuse(FuseError::NoDevice | FuseError::NoFusermount) => MountErrorKind::Fuse,
+            MountError::Fuse(FuseError::Permission(..) | FuseError::AllowOther) => MountErrorKind::Permission,
+            MountError::Fuse(_) | MountError::Start(_) => MountErrorKind::Other,
+        }
+    }
+}
+
+/// Bytes the kernel may hold dirty for a mount with this much memory.
+fn dirty_max(memory: u64) -> u64 {
+    (memory / 4).clamp(8 << 20, 256 << 20)
+}
+
+/// Mounts, calls `ready` with one-line notes on what had to be done without, and serves until unmounted.
+///
+/// # Errors
+/// When the mount cannot be made, or its connection to the kernel breaks. Nothing is left behind.
+pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(), MountError> {
+    overspill_sys::process::limit_malloc_arenas();
+    protect_daemon();
+    let memory = usize::try_from(options.memory).unwrap_or(usize::MAX);
+    let tuning = Tuning::for_memory(memory);
+    let dirty_max = dirty_max(options.memory);
+    let mut notes = Vec::new();
+    let (store, store_mode) = open_store(&options, 2 * dirty_max, &mut notes)?;
+    let config = VmConfig::new(memory.saturating_sub(tuning.memory()));
+    let vm = Vm::new(&config, store).map_err(|error| match error {
+        VmError::NoMemory => MountError::Memory(options.memory),
+        error => MountError::Start(std::io::Error::other(error)),
+    })?;
+    let driver = Driver::start(&vm).map_err(MountError::Start)?;
+    vm.set_eager(options.debug.evict);
+    let fs = Arc::new(TmpFs::new(TmpFsConfig {
+        vm: vm.clone(),
+        size_pages: options.size / PAGE as u64,
+        nr_inodes: options.nr_inodes,
+        mode: options.mode,
+        uid: options.uid,
+        gid: options.gid,
+        clock: Arc::new(now),
+    })?);
+    let fixed = Fixed { budget_bytes: options.memory, store_mode };
+    let stats = {
+        let (vm, fs) = (vm.clone(), fs.clone());
+        move || serde_json::to_string(&stats::collect(&fixed, &vm, &fs)).unwrap_or_default()
+    };
+    let often = {
+        let (vm, fs, size) = (vm.clone(), fs.clone(), options.size / PAGE as u64);
+        move || limit_to_capacity(&vm, &fs, size)
+    };
+    often();
+    let mounted =
+        overspill_fuse::mount(&fs, &fuse_options(&options, tuning, dirty_max), driver.spawner(), Box::new(stats), Box::new(often))?;
+    notes.extend(mounted.notes.iter().cloned());
+    ready(&notes.join("; "));
+    mounted.wait()?;
+    Ok(())
+}
+
+fn fuse_options(options: &MountOptions, tuning: Tuning, dirty_max: u64) -> FuseOptions {
+    FuseOptions {
+        mountpoint: options.mountpoint.clone(),
+        read_only: options.read_only,
+        noexec: options.noexec,
+        nosuid: options.nosuid,
+        nodev: options.nodev,
+        noatime: options.noatime,
+        allow_other: options.allow_other,
+        evict: options.debug.evict,
+        tuning,
+        dirty_max,
+    }
+}
+
+/// Asks the kernel to treat a process that reclaim may wait for with care. Needs CAP_SYS_RESOURCE, which even root
+/// may lack in a container; `doctor` says so, here it is only logged.
+fn protect_daemon() {
+    if let Err(error) = overspill_sys::process::set_io_flusher() {
+        tracing::info!(%error, "PR_SET_IO_FLUSHER refused: under memory pressure the kernel may make this daemon wait");
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nsec: since.subsec_nanos() }
+}
+
+/// The most files may hold is what memory and the store's disk could hold, where that is less than `size`: who
+/// writes must hear of a full disk from write(2), not from a pager that cannot evict.
+fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
+    let page = PAGE as u64;
+    let stats = vm.stats();
+    let memory = (stats.limit_bytes.saturating_sub(stats.metadata_bytes) / 16 * 15) as u64 / page;
+    let capacity = match vm.store() {
+        None => memory,
+        Some(store) => {
+            let usage = store.usage();
+            let prepared = usage.file_bytes.saturating_sub(stats.stored_bytes);
+            let reserve = fs.account().reserve() * page;
+            let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
+            // Pages in memory take their part of the disk only when they leave it.
+            fs.account().used().saturating_sub(stats.dirty_bytes as u64 / page) + room.max(memory)
+        }
+    };
+    fs.account().set_limit(size_pages.min(capacity));
+}
+
+/// Opens the store, and says how it does its I/O.
+fn open_store(
+    options: &MountOptions,
+    beyond: u64,
+    notes: &mut Vec<String>,
+) -> Result<(Option<Arc<dyn Store>>, String), MountError> {
+    let path = match &options.store {
+        StoreChoice::None => return Ok((None, "none".to_owned())),
+        StoreChoice::Directory(path) | StoreChoice::File(path) => path,
+    };
+    check_place(path, options)?;
+    // Twice the size: slots of pages that died stay taken until their cluster's last page dies.
+    let capacity = (2 * options.size.saturating_add(beyond) / PAGE as u64).saturating_add(1 << 14);
+    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    let file = match &options.store {
+        StoreChoice::File(path) => FileStore::at_path(path, capacity, options.force)?,
+        _ => FileStore::in_directory(path, capacity)?,
+    };
+    let mode = match file.mode() {
+        IoMode::Direct => "direct",
+        IoMode::Buffered => "buffered",
+    }
+    .to_owned();
+    if file.mode() != IoMode::Direct {
+        notes.push(format!("the store's file system takes no O_DIRECT: {mode} I/O through the page cache"));
+    }
+    let faults = options.debug;
+    if !faults.has_faults() {
+        return Ok((Some(Arc::new(file)), mode));
+    }
+    let faulty = FaultyStore::new(Arc::new(file), 1);
+    let switches = faulty.faults();
+    let always = |on: bool| if on { 1_000_000 } else { 0 };
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    switches.read_error.store(always(faults.fail_reads), relaxed);
+    switches.write_error.store(always(faults.fail_writes), relaxed);
+    switches.read_flip.store(always(faults.damage_reads), relaxed);
+    Ok((Some(Arc::new(faulty)), format!("{mode}, with faults")))
+}
+
+/// Refuses a store that would page to itself, to another pager, or to memory.
+fn check_place(path: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let location = check_location(path)?;
+    let existing = if path.exists() { path } else { path.parent().unwrap_or(Path::new("/")) };
+    if let (Ok(store), Ok(mountpoint)) = (Place::of(existing), Place::of(&options.mountpoint)) {
+        if store.is_within(&mountpoint) {
+            return Err(MountError::StoreOnItself(path.to_owned(), options.mountpoint.clone()));
+        }
+        if store.fs_type == "fuse.overspill" && !options.force {
+            return Err(MountError::StoreOnOverspill(path.to_owned()));
+        }
+    }
+    if location.kind == FsKind::Memory && !options.force {
+        return Err(MountError::StoreOnTmpfs(path.to_owned()));
+    }
+    Ok(())
+}

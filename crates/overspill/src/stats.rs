@@ -1,0 +1,148 @@
+//! Where every byte of a mount is: made by the daemon, read by anyone who may look at the mount's root.
+
+use std::path::Path;
+
+use overspill_tmpfs::TmpFs;
+use overspill_vm::Vm;
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of a mount. Bytes or counts unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The daemon's process.
+    pub pid: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// What the daemon may use of RAM.
+    pub budget_bytes: u64,
+    /// What it uses.
+    pub rss_bytes: u64,
+    /// The most it used.
+    pub rss_peak_bytes: u64,
+    /// Of the budget: for pages and metadata.
+    pub vm_limit_bytes: u64,
+    /// Of that: in use, reservations included.
+    pub vm_used_bytes: u64,
+    /// Of that: metadata.
+    pub metadata_bytes: u64,
+    /// Of the budget: for buffers of pageout, page-in and FUSE.
+    pub buffer_bytes: u64,
+    /// Pages in memory, each counted whole.
+    pub resident_bytes: u64,
+    /// Pages of those that no store has.
+    pub dirty_bytes: u64,
+    /// Pages held compressed in memory: none yet, the compressed tier is to come.
+    pub compressed_bytes: u64,
+    /// Pages that are in the store, each counted whole.
+    pub stored_page_bytes: u64,
+    /// Bytes that they take there.
+    pub stored_bytes: u64,
+    /// What the store takes on its disk, space prepared ahead included.
+    pub store_file_bytes: u64,
+    /// What its disk could still give.
+    pub store_disk_free_bytes: u64,
+    /// How the store does its I/O.
+    pub store_mode: String,
+    /// Requests to the store.
+    pub store_writes: u64,
+    /// Requests to the store.
+    pub store_reads: u64,
+    /// Pages read back from the store.
+    pub page_ins: u64,
+    /// Pages written to the store.
+    pub page_outs: u64,
+    /// Failed store requests and damaged clusters.
+    pub errors: u64,
+    /// Files, directories and everything else with a number.
+    pub inodes: u64,
+    /// How many there may be, if that is limited.
+    pub inodes_limit: Option<u64>,
+    /// Removed but still open.
+    pub orphan_inodes: u64,
+    /// What files hold, in whole pages.
+    pub used_bytes: u64,
+    /// What they may hold: less than `size=` when the store's disk is nearly full.
+    pub size_bytes: u64,
+}
+
+/// Why there are no statistics.
+#[derive(Debug, thiserror::Error)]
+pub enum StatsError {
+    /// Not a mount of ours, or not its root.
+    #[error("{0} is not the root of an overspill mount")]
+    NotOverspill(String),
+    /// The mount did not answer.
+    #[error("the mount on {0} does not answer: {1}")]
+    NoAnswer(String, std::io::Error),
+    /// The answer makes no sense: another version's daemon, perhaps.
+    #[error("the mount on {0} gave an answer that cannot be read: {1}")]
+    Garbled(String, serde_json::Error),
+}
+
+/// Asks a mount for its statistics.
+///
+/// # Errors
+/// When `root` is not the root of a mount of ours, or it does not answer.
+pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
+    let name = || root.display().to_string();
+    let mut buf = vec![0; 64 << 10];
+    let len = rustix::fs::getxattr(root, overspill_fuse::STATS_XATTR, &mut buf).map_err(|error| match error {
+        rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
+        error => StatsError::NoAnswer(name(), error.into()),
+    })?;
+    serde_json::from_slice(&buf[..len]).map_err(|error| StatsError::Garbled(name(), error))
+}
+
+/// What does not change while a mount lives.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixed {
+    pub(crate) budget_bytes: u64,
+    pub(crate) store_mode: String,
+}
+
+pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
+    let v = vm.stats();
+    let f = fs.stats();
+    let usage = vm.store().map(|store| store.usage()).unwrap_or_default();
+    let (rss_bytes, rss_peak_bytes) = rss();
+    let page = overspill_vm::PAGE as u64;
+    Stats {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        budget_bytes: fixed.budget_bytes,
+        rss_bytes,
+        rss_peak_bytes,
+        vm_limit_bytes: v.limit_bytes as u64,
+        vm_used_bytes: v.charged_bytes as u64,
+        metadata_bytes: v.metadata_bytes as u64,
+        buffer_bytes: fixed.budget_bytes.saturating_sub(v.limit_bytes as u64),
+        resident_bytes: v.resident_bytes as u64,
+        dirty_bytes: v.dirty_bytes as u64,
+        compressed_bytes: 0,
+        stored_page_bytes: v.stored_page_bytes as u64,
+        stored_bytes: v.stored_bytes,
+        store_file_bytes: usage.file_bytes,
+        store_disk_free_bytes: usage.disk_free_bytes,
+        store_mode: fixed.store_mode.clone(),
+        store_writes: v.store_writes,
+        store_reads: v.store_reads,
+        page_ins: v.page_ins,
+        page_outs: v.page_outs,
+        errors: v.errors,
+        inodes: f.inodes,
+        inodes_limit: f.inodes_limit,
+        orphan_inodes: f.orphans.inodes,
+        used_bytes: f.pages * page,
+        size_bytes: f.pages_limit * page,
+    }
+}
+
+/// This process's resident memory, now and at most.
+fn rss() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    };
+    (field("VmRSS:").unwrap_or(0) << 10, field("VmHWM:").unwrap_or(0) << 10)
+}

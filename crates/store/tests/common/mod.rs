@@ -1,0 +1,50 @@
+//! What the tests of stores share.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use overspill_store::{AllocError, BLOCK, Run, Store};
+use overspill_sys::AlignedBuf;
+
+/// A directory on a real disk where there is one: beside the build, not in a /tmp that may be a tmpfs.
+pub fn disk_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Allocates as a pager does: prepares when told to.
+pub fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError> {
+    for _ in 0..100_000 {
+        match store.allocate(min, max) {
+            Err(AllocError::NotReady) => {
+                store.maintain(true);
+            }
+            result => return result,
+        }
+    }
+    panic!("never ready");
+}
+
+/// Bytes that only this run of this owner has.
+pub fn pattern(run: Run, owner: u64) -> AlignedBuf {
+    let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
+    for (i, word) in buf.chunks_exact_mut(8).enumerate() {
+        let value = (u64::from(run.start) << 32 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ owner;
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    buf
+}
+
+/// Whether the store holds just what `pattern` says.
+pub fn holds(store: &dyn Store, run: Run, owner: u64) -> bool {
+    let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
+    store.read(run.start, &mut buf).unwrap();
+    buf[..] == pattern(run, owner)[..]
+}
+
+/// Maintains until there is nothing more to do.
+pub fn settle(store: &dyn Store, pressure: bool) {
+    for _ in 0..100_000 {
+        if !store.maintain(pressure) {
+            return;
+        }
+    }
+    panic!("upkeep never ends");
+}

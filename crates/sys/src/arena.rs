@@ -1,0 +1,359 @@
+//! Page frames over one reserved range of address space.
+//!
+//! ```text
+//!   summary word ─► 64 regions ─► each 64 frames of 4 KiB (256 KiB)
+//!   bit: region may have a free frame    bit: frame is free
+//! ```
+//! Allocation takes the lowest free frame it sees, so that a shrinking population gathers in the low regions and
+//! whole high regions fall free; [`Arena::release`] gives those back to the kernel. Taking and freeing a frame are
+//! a few atomic operations and no lock. How many frames may be taken at once is not decided here: the VM's budget
+//! reserves before it takes (iron rule 1).
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// Bytes of a frame.
+pub const FRAME: usize = 4096;
+/// Frames of a region, the unit in which memory goes back to the kernel.
+pub const REGION_FRAMES: usize = 64;
+const REGION: usize = REGION_FRAMES * FRAME;
+
+/// Why there is no arena.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// mmap refused.
+    #[error("cannot reserve {0} bytes of address space: {1}")]
+    Map(usize, std::io::Error),
+    /// More frames than a slot number can name.
+    #[error("an arena of {0} frames is too large")]
+    TooLarge(usize),
+}
+
+struct Region {
+    /// Bit set: the frame is free.
+    free: AtomicU64,
+    /// The region may hold memory of the kernel's. Cleared only by who owns all its frames.
+    touched: AtomicBool,
+}
+
+/// A range of address space cut into frames.
+pub struct Arena {
+    base: NonNull<u8>,
+    regions: Box<[Region]>,
+    /// Bit set: the region may have a free frame. A hint; `regions[..].free` is the truth.
+    summary: Box<[AtomicU64]>,
+    /// Handles to each frame; 0 when free.
+    refs: Box<[AtomicU32]>,
+    /// Bytes charged to somebody's budget; a frame's last handle takes its bytes off.
+    charged: Arc<AtomicUsize>,
+    touched_regions: AtomicUsize,
+}
+
+// SAFETY: the mapping is owned by the arena; access to frames' bytes is governed by Frame (see there), everything
+// else is atomics.
+unsafe impl Send for Arena {}
+// SAFETY: as for Send.
+unsafe impl Sync for Arena {}
+
+impl std::fmt::Debug for Arena {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arena").field("regions", &self.regions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Arena {
+    /// Reserves address space for at least `frames` frames. No memory is used until frames are taken. Each
+    /// frame's last handle subtracts [`FRAME`] from `charged` when it goes.
+    ///
+    /// # Errors
+    /// When the kernel refuses the mapping.
+    pub fn new(frames: usize, charged: Arc<AtomicUsize>) -> Result<Arc<Arena>, ArenaError> {
+        let count = frames.div_ceil(REGION_FRAMES).max(1);
+        let frames = count * REGION_FRAMES;
+        if u32::try_from(frames).is_err() {
+            return Err(ArenaError::TooLarge(frames));
+        }
+        let len = count * REGION;
+        // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
+        let raw = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|e| ArenaError::Map(len, e.into()))?;
+        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump, Advice::LinuxDontFork] {
+            // One touch of a huge page would commit 2 MiB; frames are not for core dumps nor for children.
+            // SAFETY: the range is the mapping just made, and none of these changes its contents.
+            let _ = unsafe { rustix::mm::madvise(raw, len, advice) };
+        }
+        let summary = (0..count.div_ceil(64)).map(|word| {
+            let here = (count - word * 64).min(64);
+            AtomicU64::new(if here == 64 { u64::MAX } else { (1 << here) - 1 })
+        });
+        Ok(Arc::new(Arena {
+            base: NonNull::new(raw.cast()).expect("mmap never returns null"),
+            regions: (0..count)
+                .map(|_| Region { free: AtomicU64::new(u64::MAX), touched: AtomicBool::new(false) })
+                .collect(),
+            summary: summary.collect(),
+            refs: (0..frames).map(|_| AtomicU32::new(0)).collect(),
+            charged,
+            touched_regions: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Takes a frame whose bytes are whatever its last owner left: the caller overwrites or zeroes all of them
+    /// before anybody else may see them (R53). `None` when all are taken.
+    pub fn take(self: &Arc<Self>) -> Option<Frame> {
+        let slot = self.take_from_summary().or_else(|| self.take_from_any())?;
+        self.refs[slot].store(1, Ordering::Relaxed);
+        Some(Frame { arena: self.clone(), slot: u32::try_from(slot).expect("checked in new") })
+    }
+
+    fn take_from_summary(&self) -> Option<usize> {
+        for (w, word) in self.summary.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let r = w * 64 + bits.trailing_zeros() as usize;
+                if let Some(slot) = self.take_in_region(r) {
+                    return Some(slot);
+                }
+                bits &= bits - 1;
+            }
+        }
+        None
+    }
+
+    /// The summary lags while others take and free; the regions do not.
+    fn take_from_any(&self) -> Option<usize> {
+        (0..self.regions.len()).find_map(|r| self.take_in_region(r))
+    }
+
+    fn take_in_region(&self, r: usize) -> Option<usize> {
+        let region = &self.regions[r];
+        let mut free = region.free.load(Ordering::Relaxed);
+        while free != 0 {
+            let bit = free.trailing_zeros() as usize;
+            let left = free & (free - 1);
+            // Acquire: what the frame's last owner and a release() did comes before what we do.
+            match region.free.compare_exchange_weak(free, left, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => {
+                    if left == 0 {
+                        self.note_full(r);
+                    }
+                    if !region.touched.load(Ordering::Relaxed) && !region.touched.swap(true, Ordering::Relaxed) {
+                        self.touched_regions.fetch_add(1, Ordering::Relaxed);
+                        self.populate(r);
+                    }
+                    return Some(r * REGION_FRAMES + bit);
+                }
+                Err(now) => free = now,
+            }
+        }
+        None
+    }
+
+    fn note_full(&self, r: usize) {
+        self.summary[r / 64].fetch_and(!(1 << (r % 64)), Ordering::Relaxed);
+        if self.regions[r].free.load(Ordering::Relaxed) != 0 {
+            self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// One call for 64 page faults; where the kernel has no such call the faults come one by one.
+    fn populate(&self, r: usize) {
+        // SAFETY: the range is one region of our own mapping; populating never changes bytes.
+        let _ = unsafe {
+            rustix::mm::madvise(self.base.as_ptr().add(r * REGION).cast(), REGION, Advice::LinuxPopulateWrite)
+        };
+    }
+
+    fn give_back(&self, slot: usize) {
+        let r = slot / REGION_FRAMES;
+        // Release: our last reads and writes of the bytes come before the next owner's.
+        let before = self.regions[r].free.fetch_or(1 << (slot % REGION_FRAMES), Ordering::Release);
+        if before == 0 {
+            self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
+        }
+        self.charged.fetch_sub(FRAME, Ordering::Release);
+    }
+
+    /// Gives the memory of wholly free regions back to the kernel. Returns the bytes given back.
+    pub fn release(&self) -> usize {
+        let mut released = 0;
+        for (r, region) in self.regions.iter().enumerate() {
+            if !region.touched.load(Ordering::Relaxed)
+                || region.free.compare_exchange(u64::MAX, 0, Ordering::Acquire, Ordering::Relaxed).is_err()
+            {
+                continue;
+            }
+            // SAFETY: all 64 frames of the region were free and are now ours (the exchange took them), so
+            // nobody has a reference into the range that is dropped.
+            let _ = unsafe {
+                rustix::mm::madvise(self.base.as_ptr().add(r * REGION).cast(), REGION, Advice::LinuxDontNeed)
+            };
+            region.touched.store(false, Ordering::Relaxed);
+            self.touched_regions.fetch_sub(1, Ordering::Relaxed);
+            region.free.store(u64::MAX, Ordering::Release);
+            self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
+            released += REGION;
+        }
+        released
+    }
+
+    /// Bytes of regions that may hold memory: what the arena costs at most.
+    pub fn touched_bytes(&self) -> usize {
+        self.touched_regions.load(Ordering::Relaxed) * REGION
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: every Frame holds an Arc of the arena, so none is left; the mapping is ours alone.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.regions.len() * REGION) };
+    }
+}
+
+/// A handle to the bytes of one frame. Handles share like `Arc`: [`Frame::share`] makes another, bytes can be
+/// changed only through the last one.
+pub struct Frame {
+    arena: Arc<Arena>,
+    slot: u32,
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frame({})", self.slot)
+    }
+}
+
+impl Frame {
+    fn refs(&self) -> &AtomicU32 {
+        &self.arena.refs[self.slot as usize]
+    }
+
+    fn ptr(&self) -> *mut u8 {
+        // SAFETY: slot < frames of the arena, so the offset stays inside the mapping.
+        unsafe { self.arena.base.as_ptr().add(self.slot as usize * FRAME) }
+    }
+
+    /// The frame's bytes.
+    pub fn bytes(&self) -> &[u8; FRAME] {
+        // SAFETY: the frame is mapped and taken while a handle exists. Bytes change only through bytes_mut, which
+        // needs the only handle by &mut, so no change can happen while this borrow lives.
+        unsafe { &*self.ptr().cast() }
+    }
+
+    /// The frame's bytes to change, if this is the only handle.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8; FRAME]> {
+        // Acquire pairs with the Release of a dropped handle: its reads are over.
+        if self.refs().load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        // SAFETY: one handle exists, it is borrowed mutably, and a new one can only come from share(&self), which
+        // that borrow excludes.
+        Some(unsafe { &mut *self.ptr().cast() })
+    }
+
+    /// Another handle to the same bytes.
+    pub fn share(&self) -> Frame {
+        self.refs().fetch_add(1, Ordering::Relaxed);
+        Frame { arena: self.arena.clone(), slot: self.slot }
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if self.refs().fetch_sub(1, Ordering::Release) == 1 {
+            // Pairs with the Release of the other handles' drops.
+            std::sync::atomic::fence(Ordering::Acquire);
+            self.arena.give_back(self.slot as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(frames: usize) -> (Arc<Arena>, Arc<AtomicUsize>) {
+        let charged = Arc::new(AtomicUsize::new(frames * FRAME));
+        (Arena::new(frames, charged.clone()).unwrap(), charged)
+    }
+
+    #[test]
+    fn hands_out_every_frame_once() {
+        let (arena, charged) = arena(200);
+        let mut frames = Vec::new();
+        while let Some(f) = arena.take() {
+            frames.push(f);
+        }
+        assert_eq!(frames.len(), 256, "rounded up to whole regions");
+        let mut slots: Vec<_> = frames.iter().map(|f| f.slot).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), 256);
+        charged.store(256 * FRAME, Ordering::Relaxed);
+        drop(frames);
+        assert_eq!(charged.load(Ordering::Relaxed), 0);
+        assert!(arena.take().is_some());
+    }
+
+    #[test]
+    fn shared_frames_cannot_be_changed() {
+        let (arena, charged) = arena(64);
+        let mut a = arena.take().unwrap();
+        a.bytes_mut().unwrap()[0] = 9;
+        let b = a.share();
+        assert!(a.bytes_mut().is_none());
+        assert_eq!(b.bytes()[0], 9);
+        let before = charged.load(Ordering::Relaxed);
+        drop(b);
+        assert_eq!(charged.load(Ordering::Relaxed), before, "only the last handle gives the frame back");
+        assert!(a.bytes_mut().is_some());
+    }
+
+    #[test]
+    fn releases_only_free_regions() {
+        let (arena, _) = arena(128);
+        let mut frames: Vec<_> = (0..128).map(|_| arena.take().unwrap()).collect();
+        for f in &mut frames {
+            f.bytes_mut().unwrap().fill(1);
+        }
+        assert_eq!(arena.touched_bytes(), 2 * REGION);
+        frames.truncate(64);
+        assert_eq!(arena.release(), REGION);
+        assert_eq!(arena.touched_bytes(), REGION);
+        assert!(frames.iter().all(|f| f.bytes().iter().all(|&b| b == 1)));
+        assert!(arena.take().unwrap().bytes().iter().all(|&b| b == 0), "released memory comes back zeroed");
+    }
+
+    #[test]
+    fn threads_never_share_a_frame() {
+        let (arena, charged) = arena(256);
+        charged.store(usize::MAX / 2, Ordering::Relaxed);
+        std::thread::scope(|s| {
+            for t in 0..4u8 {
+                let arena = &arena;
+                s.spawn(move || {
+                    for round in 0..2_000 {
+                        let mut held: Vec<_> = (0..16).filter_map(|_| arena.take()).collect();
+                        for f in &mut held {
+                            f.bytes_mut().unwrap().fill(t);
+                        }
+                        if round % 64 == 0 {
+                            arena.release();
+                        }
+                        assert!(held.iter().all(|f| f.bytes().iter().all(|&b| b == t)));
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,14 @@
+//! The few things overspill needs of the machine that cannot be said in safe Rust.
+//!
+//! - [`Arena`], [`Frame`]: page frames, handed out and given back without a lock.
+//! - [`AlignedBuf`]: heap buffers that O_DIRECT accepts.
+//! - [`process`]: what a pager tells the kernel and the C library about itself.
+//!
+//! Everything exported is safe to call; `unsafe` stays inside, each block with the reason it holds.
+
+mod aligned;
+mod arena;
+pub mod process;
+
+pub use aligned::AlignedBuf;
+pub use arena::{Arena, ArenaError, FRAME, Frame, REGION_FRAMES};

@@ -1,0 +1,239 @@
+//! Data of regular files.
+//!
+//! The bytes are the object's. What is decided here is what a size means: bytes at and after it are zeros, it grows
+//! only after the bytes before it are in, and it shrinks only after the bytes behind it are cleared.
+
+use overspill_vm::{Object, PAGE, Space, VmError};
+
+use crate::MAX_FILE_SIZE;
+use crate::error::FsError;
+use crate::fs::TmpFs;
+use crate::inode::{CAPABILITY, File, Inode};
+use crate::types::{FallocateMode, SeekTo, WriteFlags};
+
+const PAGE_SIZE: u64 = PAGE as u64;
+
+impl TmpFs {
+    /// Reads from a file into `buf`, and says how many bytes there were before its end. It does not touch the access
+    /// time; see [`accessed`](TmpFs::accessed).
+    ///
+    /// # Errors
+    /// [`FsError::Memory`] when any byte of the range cannot be had: never zeros, never fewer bytes.
+    pub async fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        let inode = self.inode(ino)?;
+        let file = inode.file()?;
+        let _gate = file.gate.read().await;
+        let len = clip(buf.len(), offset, file.size());
+        let buf = &mut buf[..len];
+        match file.object.get() {
+            Some(object) => object.read(offset, buf).await?,
+            None => buf.fill(0),
+        }
+        Ok(len)
+    }
+
+    /// Writes into a file, and says how many bytes are in: fewer than given only if it failed after those.
+    ///
+    /// A write that has begun should be driven to its end: dropping it half way leaves what was written in place,
+    /// possibly behind the end of the file.
+    ///
+    /// # Errors
+    /// [`FsError::FileTooBig`]; [`FsError::Memory`] when not one byte could be written.
+    pub async fn write(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Result<usize, FsError> {
+        let inode = self.inode(ino)?;
+        let file = inode.file()?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        if offset >= MAX_FILE_SIZE {
+            return Err(FsError::FileTooBig);
+        }
+        let data = &data[..clip(data.len(), offset, MAX_FILE_SIZE)];
+        let from = if flags.reserve { Space::Reserve } else { Space::Normal };
+
+        let _gate = file.gate.read().await;
+        let (written, failure) = match self.object(file).write(offset, data, from).await {
+            Ok(()) => (data.len(), None),
+            Err((written, failure)) => (written, Some(failure)),
+        };
+        match failure {
+            Some(failure) if written == 0 => return Err(failure.into()),
+            _ => {}
+        }
+        file.grow(offset + written as u64);
+        self.wrote(&inode, flags);
+        Ok(written)
+    }
+
+    /// Takes note that data which somebody was told is written did not come in: its range reads as an error until it
+    /// is written again, and the file is at least long enough to hold it.
+    ///
+    /// This is for a kernel's writeback that had to be refused: nobody is left to hear the error, and zeros or old
+    /// bytes in that place would be silent damage.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`], [`FsError::IsDirectory`], [`FsError::Invalid`], [`FsError::FileTooBig`].
+    pub async fn mark_lost(&self, ino: u64, offset: u64, len: u64) -> Result<(), FsError> {
+        let inode = self.inode(ino)?;
+        let file = inode.file()?;
+        let end = checked_end(offset, len)?;
+        let _gate = file.gate.read().await;
+        self.object(file).lose(offset, end);
+        file.grow(end);
+        Ok(())
+    }
+
+    /// Allocates, clears or punches a range of a file.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] for an empty range; [`FsError::FileTooBig`]; [`FsError::Memory`], after which part of the
+    /// range may have been done.
+    pub async fn fallocate(
+        &self,
+        ino: u64,
+        offset: u64,
+        len: u64,
+        mode: FallocateMode,
+    ) -> Result<(), FsError> {
+        let inode = self.inode(ino)?;
+        let file = inode.file()?;
+        let end = checked_end(offset, len)?;
+        let _gate = file.gate.write().await;
+        match mode {
+            FallocateMode::PunchHole => {
+                if let Some(object) = file.object.get() {
+                    object.zero(offset, end).await?;
+                }
+            }
+            FallocateMode::Allocate { keep_size } => {
+                self.allocate(file, offset, end).await?;
+                grow_unless(keep_size, file, end);
+            }
+            FallocateMode::ZeroRange { keep_size } => {
+                if let Some(object) = file.object.get() {
+                    object.zero(offset, end).await?;
+                }
+                self.allocate(file, offset, end).await?;
+                grow_unless(keep_size, file, end);
+            }
+        }
+        inode.meta().modified(self.now());
+        Ok(())
+    }
+
+    /// Finds data or a hole, for lseek(2). Both begin on pages; space allocated and not written is data.
+    ///
+    /// # Errors
+    /// [`FsError::NoSuchOffset`] at or past the end of the file, or when only a hole follows.
+    pub async fn seek(&self, ino: u64, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        let inode = self.inode(ino)?;
+        let file = inode.file()?;
+        let _gate = file.gate.read().await;
+        let size = file.size();
+        if offset >= size {
+            return Err(FsError::NoSuchOffset);
+        }
+        let page = offset / PAGE_SIZE;
+        let object = file.object.get();
+        let found = match to {
+            SeekTo::Data => object.and_then(|object| object.next_data(page)),
+            SeekTo::Hole => Some(object.map_or(page, |object| object.next_hole(page))),
+        };
+        let found = found.map(|page| page.saturating_mul(PAGE_SIZE).max(offset));
+        match to {
+            SeekTo::Data => found.filter(|&at| at < size).ok_or(FsError::NoSuchOffset),
+            SeekTo::Hole => Ok(found.unwrap_or(size).min(size)),
+        }
+    }
+
+    /// Sets the size of a file.
+    pub(crate) async fn resize(&self, file: &File, size: u64) -> Result<(), FsError> {
+        if size > MAX_FILE_SIZE {
+            return Err(FsError::FileTooBig);
+        }
+        let _gate = file.gate.write().await;
+        if let Some(object) = file.object.get() {
+            cut(file, object, size).await?;
+        }
+        file.set_size(size);
+        Ok(())
+    }
+
+    async fn allocate(&self, file: &File, offset: u64, end: u64) -> Result<(), FsError> {
+        let (start, end) = (offset / PAGE_SIZE, end.div_ceil(PAGE_SIZE));
+        let object = self.object(file);
+        // What cannot fit, were all of the file's pages in the range, must not fill the file system before it fails.
+        let free = self.account.limit().saturating_sub(self.account.used());
+        if end - start > free.saturating_add(object.pages()) {
+            return Err(VmError::NoSpace.into());
+        }
+        Ok(object.allocate(start, end).await?)
+    }
+
+    /// The object of a file, made now if this is the first write (R9).
+    fn object<'a>(&self, file: &'a File) -> &'a Object {
+        file.object.get_or_init(|| self.vm.object(&self.account))
+    }
+
+    /// Times and rights after a write.
+    fn wrote(&self, inode: &Inode, flags: WriteFlags) {
+        let now = self.now();
+        // Dropped after the lock, with its charge.
+        let _capability;
+        let mut meta = inode.meta();
+        if !flags.keep_times {
+            meta.modified(now);
+        }
+        let cleared = flags.kill_suidgid && meta.clear_set_ids();
+        _capability = meta.take_xattr(CAPABILITY);
+        if cleared || _capability.is_some() {
+            meta.ctime = now;
+        }
+    }
+}
+
+/// Drops what lies at and after `size`, so that it reads as zeros should the file grow again.
+async fn cut(file: &File, object: &Object, size: u64) -> Result<(), FsError> {
+    let page_end = size.next_multiple_of(PAGE_SIZE);
+    if size < file.size() && size < page_end {
+        let mut cleared = object.zero(size, page_end).await;
+        if cleared == Err(VmError::NoMemory) {
+            // A page is wanted to clear the tail in, and the pages behind it may be the last there are.
+            object.discard(page_end / PAGE_SIZE, u64::MAX);
+            file.set_size(file.size().min(page_end));
+            cleared = object.zero(size, page_end).await;
+        }
+        match cleared {
+            // A lost page stays lost as a whole: nobody will read its tail.
+            Ok(()) | Err(VmError::Lost) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    object.discard(page_end / PAGE_SIZE, u64::MAX);
+    Ok(())
+}
+
+fn grow_unless(keep_size: bool, file: &File, end: u64) {
+    if !keep_size {
+        file.grow(end);
+    }
+}
+
+/// How much of `len` bytes from `offset` lies before `end`.
+fn clip(len: usize, offset: u64, end: u64) -> usize {
+    usize::try_from(end.saturating_sub(offset)).map_or(len, |room| room.min(len))
+}
+
+/// Where a range ends that must not be empty nor too far.
+fn checked_end(offset: u64, len: u64) -> Result<u64, FsError> {
+    if len == 0 {
+        return Err(FsError::Invalid);
+    }
+    offset.checked_add(len).filter(|&end| end <= MAX_FILE_SIZE).ok_or(FsError::FileTooBig)
+}

@@ -1,0 +1,280 @@
+//! The file system: what it holds, and how inodes come and go.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use overspill_vm::{Account, Vm};
+
+use crate::dir::Name;
+use crate::error::FsError;
+use crate::inode::{Birth, Inode, Node};
+use crate::sync::lock;
+use crate::table::{Slots, Table};
+use crate::types::{Attr, Caller, Clock, FileKind, FsStats, Orphans, RenameMode, SET_GID, StatFs, Timestamp};
+use crate::{NAME_MAX, ROOT_INO};
+
+/// What the table, a radix tree and an `Arc` take for an inode beside itself.
+const INODE_OVERHEAD: usize = 64;
+/// The most links an inode may have.
+pub(crate) const LINK_MAX: u32 = u32::MAX - 1;
+
+/// How to make a [`TmpFs`].
+#[derive(Clone)]
+pub struct TmpFsConfig {
+    /// Who keeps the pages.
+    pub vm: Vm,
+    /// How many pages of data may exist: tmpfs's `size=`.
+    pub size_pages: u64,
+    /// How many inodes may exist, the root among them: tmpfs's `nr_inodes=`. `None` is no limit.
+    pub nr_inodes: Option<u64>,
+    /// Permissions of the root directory.
+    pub mode: u32,
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for TmpFsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TmpFsConfig")
+            .field("size_pages", &self.size_pages)
+            .field("nr_inodes", &self.nr_inodes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A temporary file system.
+///
+/// # Locks
+/// In this order, each class left before one to its left is taken:
+///
+/// 1. *name*: the rename mutex, for renames from one directory to another, which are therefore one at a time and can
+///    follow `..` in peace; then directories' locks, several by ascending inode number;
+/// 2. *inode*: an inode's attributes, one inode at a time;
+/// 3. *leaves*: the orphans, then a shard of the inode table;
+/// 4. the VM's own.
+///
+/// All of these are held for a few memory accesses, never across an await. Beside them each regular file has a
+/// *gate*, an asynchronous lock taken before any of them and held while an operation waits for memory or a store.
+///
+/// # Order of requests on one file (R67)
+/// Reads, writes, seeks and [`mark_lost`](TmpFs::mark_lost) share the gate; truncation and
+/// [`fallocate`](TmpFs::fallocate) have it alone, so a write that waits for a slow store cannot interleave with a
+/// truncation and lose bytes. The gate is fair to writers: a truncation waits for what was begun before it and goes
+/// before what was begun after it. Reads and writes in flight together are ordered page by page: each page a read
+/// returns is as it was before or after each write, and of two such writes to a page either may come last. The size
+/// grows only after the bytes are in.
+///
+/// # Life of an inode
+/// An inode lives while it has a name or is referenced from outside: [`grab`](TmpFs::grab) before its number is
+/// handed out, [`forget`](TmpFs::forget) when it is given up. A number is never used again. Without any reference
+/// an inode goes with its last name, although an operation that has begun on it still ends.
+pub struct TmpFs {
+    pub(crate) vm: Vm,
+    pub(crate) account: Arc<Account>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) table: Table,
+    /// Held by renames between directories.
+    pub(crate) moves: Mutex<()>,
+    hasher: RandomState,
+    slots: Arc<Slots>,
+    inodes_limit: Option<u64>,
+    next_ino: AtomicU64,
+    orphans: Mutex<BTreeMap<u64, Arc<Inode>>>,
+}
+
+impl fmt::Debug for TmpFs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TmpFs").field("inodes", &self.slots.used()).finish_non_exhaustive()
+    }
+}
+
+impl TmpFs {
+    /// An empty file system: a root directory.
+    ///
+    /// # Errors
+    /// [`FsError::NoInodes`] or [`FsError::Memory`] when there is no room even for that.
+    pub fn new(config: TmpFsConfig) -> Result<TmpFs, FsError> {
+        let fs = TmpFs {
+            vm: config.vm,
+            account: Account::new(config.size_pages),
+            clock: config.clock,
+            table: Table::new(),
+            moves: Mutex::new(()),
+            hasher: RandomState::new(),
+            slots: Slots::new(config.nr_inodes.unwrap_or(u64::MAX)),
+            inodes_limit: config.nr_inodes,
+            next_ino: AtomicU64::new(ROOT_INO),
+            orphans: Mutex::new(BTreeMap::new()),
+        };
+        let owner = Caller { uid: config.uid, gid: config.gid, privileged: true };
+        let root = fs.new_inode(Node::dir(ROOT_INO), config.mode, 0, owner, fs.now())?;
+        fs.table.insert(root);
+        Ok(fs)
+    }
+
+    /// Who is charged for the data: its limit is the size of the file system, and its reserve what
+    /// [`WriteFlags::reserve`](crate::WriteFlags) draws on.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// The VM that keeps the pages.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Takes a reference to an inode, before its number is handed out. Says whether it still exists; the root always
+    /// does. Within the callback of [`readdir`](TmpFs::readdir) every entry does.
+    pub fn grab(&self, ino: u64) -> bool {
+        let Some(inode) = self.table.get(ino) else { return false };
+        let mut meta = inode.meta();
+        if meta.gone {
+            return false;
+        }
+        meta.nlookup += 1;
+        true
+    }
+
+    /// Gives up `n` references to an inode, which goes with the last one if it has no name.
+    pub fn forget(&self, ino: u64, n: u64) {
+        let Some(inode) = self.table.get(ino) else { return };
+        let mut meta = inode.meta();
+        meta.nlookup = meta.nlookup.saturating_sub(n);
+        if meta.nlookup == 0 && meta.nlink == 0 && !meta.gone {
+            meta.gone = true;
+            lock(&self.orphans).remove(&ino);
+            self.table.remove(ino);
+        }
+        // The data goes with `inode`, after the guard.
+        drop(meta);
+    }
+
+    /// Inodes without a name that are still referenced. A [`forget`](TmpFs::forget) lags behind the last close:
+    /// who is about to report that space is short had better wait for these first.
+    pub fn orphans(&self) -> Orphans {
+        let all: Vec<Arc<Inode>> = lock(&self.orphans).values().cloned().collect();
+        Orphans { inodes: all.len() as u64, pages: all.iter().map(|inode| inode.pages()).sum() }
+    }
+
+    /// Whether there are any orphans; cheaper than counting them.
+    pub fn has_orphans(&self) -> bool {
+        !lock(&self.orphans).is_empty()
+    }
+
+    /// Sizes, for statfs(2).
+    pub fn statfs(&self) -> StatFs {
+        let pages = self.account.limit();
+        let inodes = self.inodes_limit.unwrap_or(0);
+        StatFs {
+            pages,
+            pages_free: pages.saturating_sub(self.account.used()),
+            inodes,
+            inodes_free: inodes.saturating_sub(self.slots.used()),
+        }
+    }
+
+    /// Counts, for display.
+    pub fn stats(&self) -> FsStats {
+        FsStats {
+            inodes: self.slots.used(),
+            inodes_limit: self.inodes_limit,
+            pages: self.account.used(),
+            pages_limit: self.account.limit(),
+            orphans: self.orphans(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn inode(&self, ino: u64) -> Result<Arc<Inode>, FsError> {
+        self.table.get(ino).ok_or(FsError::Stale)
+    }
+
+    /// Checks a name and hashes it. `.` and `..` are left to the caller, see [`Name::is_dots`].
+    pub(crate) fn name<'a>(&self, bytes: &'a [u8]) -> Result<Name<'a>, FsError> {
+        use std::hash::BuildHasher;
+        if bytes.is_empty() {
+            return Err(FsError::NotFound);
+        }
+        if bytes.len() > NAME_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        if bytes.iter().any(|&byte| byte == b'/' || byte == 0) {
+            return Err(FsError::Invalid);
+        }
+        Ok(Name { bytes, hash: self.hasher.hash_one(bytes) })
+    }
+
+    /// An inode with one name (a directory: two links), not in the table yet.
+    pub(crate) fn new_inode(
+        &self,
+        node: Node,
+        mode: u32,
+        rdev: u32,
+        owner: Caller,
+        now: Timestamp,
+    ) -> Result<Arc<Inode>, FsError> {
+        let slot = self.slots.take().ok_or(FsError::NoInodes)?;
+        let charge = self.vm.charge(size_of::<Inode>() + INODE_OVERHEAD + node.heap_bytes())?;
+        let ino = self.next_ino.fetch_add(1, Ordering::Relaxed);
+        let birth = Birth { ino, node, mode, uid: owner.uid, gid: owner.gid, rdev, now, slot, charge };
+        Ok(Arc::new(Inode::new(birth)))
+    }
+
+    /// Takes one name away from an inode; from a directory, its life. Its parent's lock is held.
+    pub(crate) fn drop_link(&self, inode: &Arc<Inode>, now: Timestamp) {
+        let mut meta = inode.meta();
+        meta.nlink = if inode.is_dir() { 0 } else { meta.nlink.saturating_sub(1) };
+        meta.ctime = now;
+        if meta.nlink > 0 || meta.gone {
+            return;
+        }
+        if meta.nlookup > 0 {
+            lock(&self.orphans).insert(inode.ino, inode.clone());
+        } else {
+            meta.gone = true;
+            self.table.remove(inode.ino);
+        }
+    }
+}
+
+/// Who owns what is made in a directory with these attributes, and with which mode: set-group-id on the directory
+/// passes its group on, and to directories itself.
+pub(crate) fn inherit(parent: &Attr, kind: FileKind, mode: u32, caller: Caller) -> (Caller, u32) {
+    if parent.mode & SET_GID == 0 {
+        return (caller, mode);
+    }
+    let mode = if kind == FileKind::Directory { mode | SET_GID } else { mode };
+    (Caller { gid: parent.gid, ..caller }, mode)
+}
+
+impl Name<'_> {
+    /// Whether this is `.` or `..`.
+    pub(crate) fn is_dots(self) -> bool {
+        matches!(self.bytes, b"." | b"..")
+    }
+}
+
+impl RenameMode {
+    /// Decodes the flags of renameat2(2).
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] for flags other than RENAME_NOREPLACE or RENAME_EXCHANGE, or both.
+    pub fn from_bits(bits: u32) -> Result<RenameMode, FsError> {
+        match bits {
+            0 => Ok(RenameMode::Replace),
+            1 => Ok(RenameMode::NoReplace),
+            2 => Ok(RenameMode::Exchange),
+            _ => Err(FsError::Invalid),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! An inode: what it is, its attributes, and how long it lives.
+//!
+//! It lives while it has a name or somebody outside holds a reference to its number (`nlookup`); then it leaves the
+//! table, and its memory and pages go when the last operation on it ends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, RwLock};
+
+use overspill_vm::{Charge, Object};
+
+use crate::dir::Dir;
+use crate::error::FsError;
+use crate::sync::lock;
+use crate::table::Slot;
+use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, Timestamp};
+
+/// What a directory's size grows by for each entry.
+const ENTRY_SIZE: u64 = 20;
+/// Units of `blocks` in a page.
+const BLOCKS_PER_PAGE: u64 = overspill_vm::PAGE as u64 / 512;
+/// The extended attribute that any change of a file's data or owner takes away.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+
+/// Fields without a letter never change; `m` is guarded by `meta`, `g` by the file's gate, `d` by the directory's
+/// own lock.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    pub(crate) ino: u64,
+    pub(crate) node: Node,
+    rdev: u32,
+    btime: Timestamp,
+    meta: Mutex<Meta>, // m
+    _slot: Slot,
+    _charge: Charge,
+}
+
+#[derive(Debug)]
+pub(crate) enum Node {
+    File(File),
+    Dir(Directory),
+    Symlink(Box<[u8]>),
+    /// Fifo, socket or device.
+    Special(FileKind),
+}
+
+/// A regular file's data.
+#[derive(Debug)]
+pub(crate) struct File {
+    /// Made by the first write (R9).
+    pub(crate) object: OnceLock<Object>,
+    /// Shared by reads and writes; exclusive to what changes the size downwards or takes bytes away.
+    pub(crate) gate: async_lock::RwLock<()>,
+    /// Bytes at and after it are zeros. Grows under the shared gate, otherwise changes under the exclusive one.
+    size: AtomicU64, // g
+}
+
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) entries: RwLock<Dir>, // d
+    /// Where `..` leads. Changes under the rename mutex.
+    parent: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Meta {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) nlink: u32,
+    /// Entries of a directory.
+    pub(crate) entries: u64,
+    pub(crate) atime: Timestamp,
+    pub(crate) mtime: Timestamp,
+    pub(crate) ctime: Timestamp,
+    /// References from outside.
+    pub(crate) nlookup: u64,
+    /// Out of the table: no new reference can be had.
+    pub(crate) gone: bool,
+    pub(crate) xattrs: Option<Box<Xattrs>>,
+}
+
+/// Extended attributes by name.
+pub(crate) type Xattrs = BTreeMap<Box<[u8]>, Xattr>;
+
+#[derive(Debug)]
+pub(crate) struct Xattr {
+    pub(crate) value: Box<[u8]>,
+    pub(crate) _charge: Charge,
+}
+
+/// What a new inode starts as.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    pub(crate) ino: u64,
+    pub(crate) node: Node,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) rdev: u32,
+    pub(crate) now: Timestamp,
+    pub(crate) slot: Slot,
+    pub(crate) charge: Charge,
+}
+
+impl Node {
+    pub(crate) fn file() -> Node {
+        Node::File(File {
+            object: OnceLock::new(),
+            gate: async_lock::RwLock::new(()),
+            size: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn dir(parent: u64) -> Node {
+        Node::Dir(Directory { entries: RwLock::new(Dir::new()), parent: AtomicU64::new(parent) })
+    }
+
+    /// Bytes it takes beside the inode.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match self {
+            Node::Symlink(target) => target.len() + 16,
+            Node::File(_) | Node::Dir(_) | Node::Special(_) => 0,
+        }
+    }
+}
+
+impl File {
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The bytes up to `end` are in.
+    pub(crate) fn grow(&self, end: u64) {
+        self.size.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// Sets the size; the gate must be held exclusively.
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+}
+
+impl Directory {
+    pub(crate) fn parent(&self) -> u64 {
+        self.parent.load(Ordering::Acquire)
+    }
+
+    /// Moves the directory; the rename mutex must be held.
+    pub(crate) fn set_parent(&self, parent: u64) {
+        self.parent.store(parent, Ordering::Release);
+    }
+}
+
+impl Inode {
+    pub(crate) fn new(birth: Birth) -> Inode {
+        let nlink = if matches!(birth.node, Node::Dir(_)) { 2 } else { 1 };
+        Inode {
+            ino: birth.ino,
+            node: birth.node,
+            rdev: birth.rdev,
+            btime: birth.now,
+            meta: Mutex::new(Meta {
+                mode: birth.mode & MODE_BITS,
+                uid: birth.uid,
+                gid: birth.gid,
+                nlink,
+                entries: 0,
+                atime: birth.now,
+                mtime: birth.now,
+                ctime: birth.now,
+                nlookup: 0,
+                gone: false,
+                xattrs: None,
+            }),
+            _slot: birth.slot,
+            _charge: birth.charge,
+        }
+    }
+
+    pub(crate) fn meta(&self) -> MutexGuard<'_, Meta> {
+        lock(&self.meta)
+    }
+
+    pub(crate) fn kind(&self) -> FileKind {
+        match self.node {
+            Node::File(_) => FileKind::Regular,
+            Node::Dir(_) => FileKind::Directory,
+            Node::Symlink(_) => FileKind::Symlink,
+            Node::Special(kind) => kind,
+        }
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        matches!(self.node, Node::Dir(_))
+    }
+
+    pub(crate) fn file(&self) -> Result<&File, FsError> {
+        match &self.node {
+            Node::File(file) => Ok(file),
+            Node::Dir(_) => Err(FsError::IsDirectory),
+            Node::Symlink(_) | Node::Special(_) => Err(FsError::Invalid),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> Result<&Directory, FsError> {
+        match &self.node {
+            Node::Dir(dir) => Ok(dir),
+            Node::File(_) | Node::Symlink(_) | Node::Special(_) => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// Pages of data that exist.
+    pub(crate) fn pages(&self) -> u64 {
+        match &self.node {
+            Node::File(file) => file.object.get().map_or(0, Object::pages),
+            Node::Dir(_) | Node::Symlink(_) | Node::Special(_) => 0,
+        }
+    }
+
+    pub(crate) fn attr(&self) -> Attr {
+        let pages = self.pages();
+        let meta = self.meta();
+        let size = match &self.node {
+            Node::File(file) => file.size(),
+            Node::Dir(_) => meta.entries * ENTRY_SIZE,
+            Node::Symlink(target) => target.len() as u64,
+            Node::Special(_) => 0,
+        };
+        Attr {
+            ino: self.ino,
+            kind: self.kind(),
+            mode: meta.mode,
+            nlink: meta.nlink,
+            uid: meta.uid,
+            gid: meta.gid,
+            rdev: self.rdev,
+            size,
+            blocks: pages * BLOCKS_PER_PAGE,
+            atime: meta.atime,
+            mtime: meta.mtime,
+            ctime: meta.ctime,
+            btime: self.btime,
+        }
+    }
+}
+
+impl Meta {
+    /// The data changed: so did the times.
+    pub(crate) fn modified(&mut self, now: Timestamp) {
+        self.mtime = now;
+        self.ctime = now;
+    }
+
+    /// Clears the bits that let the file run as its owner or group. Set-group-id without execution by the group is
+    /// not such a bit.
+    pub(crate) fn clear_set_ids(&mut self) -> bool {
+        let before = self.mode;
+        self.mode &= !SET_UID;
+        if self.mode & GROUP_EXEC != 0 {
+            self.mode &= !SET_GID;
+        }
+        self.mode != before
+    }
+
+    /// Takes an extended attribute out. Drop it when no lock is held.
+    pub(crate) fn take_xattr(&mut self, name: &[u8]) -> Option<Xattr> {
+        let xattrs = self.xattrs.as_mut()?;
+        let taken = xattrs.remove(name)?;
+        if xattrs.is_empty() {
+            self.xattrs = None;
+        }
+        Some(taken)
+    }
+
+    /// An entry of this directory came or went.
+    pub(crate) fn entries_changed(&mut self, now: Timestamp, entries: i64, subdirs: i32) {
+        self.entries = self.entries.saturating_add_signed(entries);
+        self.nlink = self.nlink.saturating_add_signed(subdirs);
+        self.modified(now);
+    }
+}

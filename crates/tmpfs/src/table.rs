@@ -1,0 +1,79 @@
+//! Inodes by number.
+//!
+//! Sixty-four shards, each under a lock that readers share: two readers of two files never meet on an exclusive
+//! lock. Numbers are handed out in order, so shards and the branches of their tries fill evenly.
+
+use std::array;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use crate::inode::Inode;
+use crate::sync::{read, write};
+use crate::trie::HashTrie;
+
+const SHARDS: usize = 64;
+
+/// The inodes that exist: those with a name, and those without one that are still referenced.
+#[derive(Debug)]
+pub(crate) struct Table {
+    shards: [RwLock<HashTrie<Arc<Inode>>>; SHARDS],
+}
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        Table { shards: array::from_fn(|_| RwLock::new(HashTrie::new())) }
+    }
+
+    fn shard(&self, ino: u64) -> &RwLock<HashTrie<Arc<Inode>>> {
+        &self.shards[usize::try_from(ino % SHARDS as u64).unwrap_or(0)]
+    }
+
+    pub(crate) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        read(self.shard(ino)).get(ino / SHARDS as u64, |inode| inode.ino == ino).cloned()
+    }
+
+    pub(crate) fn insert(&self, inode: Arc<Inode>) {
+        let ino = inode.ino;
+        write(self.shard(ino)).insert(ino / SHARDS as u64, inode);
+    }
+
+    pub(crate) fn remove(&self, ino: u64) -> Option<Arc<Inode>> {
+        write(self.shard(ino)).remove(ino / SHARDS as u64, |inode| inode.ino == ino)
+    }
+}
+
+/// How many inodes exist, and may.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    used: AtomicU64,
+    limit: u64,
+}
+
+/// One inode's place in the count; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<Slots>);
+
+impl Slots {
+    pub(crate) fn new(limit: u64) -> Arc<Slots> {
+        Arc::new(Slots { used: AtomicU64::new(0), limit })
+    }
+
+    pub(crate) fn take(self: &Arc<Slots>) -> Option<Slot> {
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                (used < self.limit).then_some(used + 1)
+            })
+            .ok()
+            .map(|_| Slot(self.clone()))
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}

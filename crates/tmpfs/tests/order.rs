@@ -1,0 +1,176 @@
+//! Requests on one file that are under way together (R67).
+
+mod common;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use common::{ME, ROOT, fs_on, noise, read, truncate, vm, write};
+use futures_lite::future::block_on;
+use overspill_tmpfs::{SetAttr, TmpFs, WriteFlags};
+use overspill_vm::{PAGE, testing};
+
+const P: u64 = PAGE as u64;
+
+fn poll<F: Future>(future: &mut std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// A file system whose memory is full of pages that only pageout can move.
+fn full() -> (TmpFs, u64) {
+    let fs = fs_on(&vm(32), 4096);
+    let filler = fs.create(ROOT, b"filler", 0o644, ME).unwrap().ino;
+    let noise = noise(8 * PAGE);
+    let mut offset = 0;
+    loop {
+        let mut write = pin!(fs.write(filler, offset, &noise, WriteFlags::default()));
+        if poll(&mut write).is_pending() {
+            testing::block_on(fs.vm(), write).unwrap();
+            break;
+        }
+        offset += noise.len() as u64;
+    }
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    (fs, ino)
+}
+
+/// Begins a write that waits for memory.
+macro_rules! parked_write {
+    ($fs:expr, $ino:expr, $offset:expr, $data:expr) => {{
+        let mut offset = 1 << 30;
+        loop {
+            // Fill what pageout has left free since.
+            let filler = $fs.lookup(ROOT, b"filler").unwrap().ino;
+            let noise = noise(PAGE);
+            let mut fill = pin!($fs.write(filler, offset, &noise, WriteFlags::default()));
+            if poll(&mut fill).is_pending() {
+                break;
+            }
+            offset += P;
+        }
+        $fs.write($ino, $offset, $data, WriteFlags::default())
+    }};
+}
+
+#[test]
+fn a_truncation_waits_for_a_parked_write_and_goes_before_what_comes_after_it() {
+    let (fs, ino) = full();
+    let data = [5; 8 * PAGE];
+    let mut writing = pin!(parked_write!(fs, ino, 0, &data));
+    assert!(poll(&mut writing).is_pending(), "memory is full");
+    assert_eq!(fs.getattr(ino).unwrap().size, 0, "a size grows only after the bytes are in");
+    let mut cutting = pin!(fs.setattr(ino, SetAttr { size: Some(3 * P + 9), ..SetAttr::default() }, ME));
+    assert!(poll(&mut cutting).is_pending(), "a write is under way");
+    let mut buf = vec![0; 8 * PAGE];
+    let mut reading = Box::pin(fs.read(ino, 0, &mut buf));
+    assert!(poll(&mut reading.as_mut()).is_pending(), "a truncation was asked for before");
+
+    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
+    assert_eq!(fs.getattr(ino).unwrap().size, 8 * P);
+    assert_eq!(testing::block_on(fs.vm(), cutting).unwrap().size, 3 * P + 9);
+    assert_eq!(testing::block_on(fs.vm(), reading), Ok(3 * PAGE + 9));
+    assert!(buf[..3 * PAGE + 9].iter().all(|&byte| byte == 5));
+    // Nothing of the write came back behind the cut.
+    truncate(&fs, ino, 8 * P).unwrap();
+    assert!(read(&fs, ino, 3 * P + 9, 8 * PAGE).unwrap().iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_parked_write_stops_no_other_file_and_no_attribute() {
+    let (fs, ino) = full();
+    let other = fs.create(ROOT, b"other", 0o644, ME).unwrap().ino;
+    truncate(&fs, other, 100).unwrap();
+    let data = [5; 8 * PAGE];
+    let mut writing = pin!(parked_write!(fs, ino, 0, &data));
+    assert!(poll(&mut writing).is_pending());
+    let mut buf = [1; 100];
+    {
+        let mut reading = pin!(fs.read(other, 0, &mut buf));
+        assert_eq!(poll(&mut reading), Poll::Ready(Ok(100)));
+    }
+    let mut chmod = pin!(fs.setattr(ino, SetAttr { mode: Some(0o600), ..SetAttr::default() }, ME));
+    assert!(poll(&mut chmod).is_ready());
+    // Removing the file under a write that waits: the write ends, then everything is given back.
+    let before = fs.account().used();
+    fs.unlink(ROOT, b"file").unwrap();
+    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
+    assert_eq!(fs.account().used(), before);
+    testing::block_on(fs.vm(), async {});
+}
+
+/// Ends the driver, also when a test fails: its scope would wait for it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Writers of whole pages, a truncater and readers on one file, paging all the while: a page that is read is all
+/// of one write or all zeros.
+#[test]
+fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
+    // Four times the memory, of which the truncations leave at least half.
+    const PAGES: u64 = 160;
+    let vm = vm(40);
+    let fs = fs_on(&vm, 4096);
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    for chunk in 0..PAGES / 8 {
+        write(&fs, ino, chunk * 8 * P, &[u8::try_from(chunk).unwrap(); 8 * PAGE]).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
+        let driver = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                if !testing::run_once(&vm) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let writers: Vec<_> = (1..3_u8)
+            .map(|writer| {
+                let fs = &fs;
+                scope.spawn(move || {
+                    for round in 0..600_u64 {
+                        let page = round * 7 % PAGES;
+                        let data = vec![writer * 100 + u8::try_from(round % 50).unwrap(); 2 * PAGE];
+                        assert_eq!(
+                            block_on(fs.write(ino, page * P, &data, WriteFlags::default())),
+                            Ok(data.len())
+                        );
+                    }
+                })
+            })
+            .collect();
+        let cutter = scope.spawn(|| {
+            for round in 0..150_u64 {
+                let size = Some((PAGES / 2 + round * 5 % (PAGES / 2)) * P);
+                let cut = fs.setattr(ino, SetAttr { size, ..SetAttr::default() }, ME);
+                block_on(cut).unwrap();
+            }
+        });
+        for round in 0..600 {
+            let mut buf = vec![0; 3 * PAGE];
+            let n = block_on(fs.read(ino, round * 3 % PAGES * P, &mut buf)).unwrap();
+            for page in buf[..n].chunks(PAGE) {
+                assert!(page.iter().all(|byte| *byte == page[0]), "a page of two writes");
+            }
+        }
+        for thread in writers {
+            thread.join().unwrap();
+        }
+        cutter.join().unwrap();
+        drop(stopping);
+        driver.join().unwrap();
+    });
+    let attr = fs.getattr(ino).unwrap();
+    assert!(attr.size <= (PAGES + 1) * P && attr.blocks * 512 <= attr.size);
+    assert!(vm.stats().page_outs > 0 && vm.stats().page_ins > 0);
+    write(&fs, ino, 0, b"still here").unwrap();
+    fs.unlink(ROOT, b"file").unwrap();
+    assert_eq!(fs.account().used(), 0);
+}

@@ -1,0 +1,77 @@
+//! Who is charged, for how much data may exist at all (R11): pages wherever they are, memory or store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// From which part of an account a write may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Up to the limit.
+    Normal,
+    /// Up to the limit and the reserve: for data that somebody was already told is written.
+    Reserve,
+}
+
+/// A count of pages that exist, with a limit. Chunks hold it; a page leaves it when it is discarded.
+#[derive(Debug)]
+pub struct Account {
+    limit: AtomicU64,
+    reserve: AtomicU64,
+    used: AtomicU64,
+}
+
+impl Account {
+    /// An account for at most `limit` pages, with no reserve.
+    pub fn new(limit: u64) -> Arc<Account> {
+        Arc::new(Account {
+            limit: AtomicU64::new(limit),
+            reserve: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+        })
+    }
+
+    /// The limit, in pages.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit. Nothing is taken from who is above it already.
+    pub fn set_limit(&self, pages: u64) {
+        self.limit.store(pages, Ordering::Relaxed);
+    }
+
+    /// Pages beyond the limit open to [`Space::Reserve`].
+    pub fn reserve(&self) -> u64 {
+        self.reserve.load(Ordering::Relaxed)
+    }
+
+    /// Changes the reserve.
+    pub fn set_reserve(&self, pages: u64) {
+        self.reserve.store(pages, Ordering::Relaxed);
+    }
+
+    /// Pages that exist.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn try_charge(&self, pages: u64, space: Space) -> bool {
+        let top = match space {
+            Space::Normal => self.limit(),
+            Space::Reserve => self.limit().saturating_add(self.reserve()),
+        };
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(pages).filter(|&sum| sum <= top)
+            })
+            .is_ok()
+    }
+
+    pub(crate) fn charge_forced(&self, pages: u64) {
+        self.used.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn uncharge(&self, pages: u64) {
+        self.used.fetch_sub(pages, Ordering::Relaxed);
+    }
+}

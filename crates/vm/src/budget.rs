@@ -1,0 +1,324 @@
+//! The budget: bytes of RAM this VM may use, everything counted (iron rule 3).
+//!
+//! One number, `charged`, holds frames, small pages, metadata and what is reserved but not yet spent. Pages are
+//! taken only out of a [`Reservation`], made before any lock; who finds too little waits in line, first come first
+//! served, for pageout. Metadata ([`Charge`]) never waits: it is small, must not fail because pages happen to fill
+//! memory, and pageout makes up for it; it is bounded by its own share of the limit.
+//!
+//! ```text
+//!   0 ─────────────────────── start ────── stop ──────── limit
+//!                 pageout begins here ▲         (low watermark: limit - low)
+//!     pageout goes on until below ▲             (high watermark: limit - high)
+//! ```
+
+use std::collections::VecDeque;
+use std::future::Future;
+
+use smallvec::SmallVec;
+
+use crate::error::VmError;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
+use crate::ticket::{Sender, ticket};
+use crate::{Frame, PAGE};
+
+/// What the budget's owner is told when memory runs short. Called often: must be cheap and not block.
+pub(crate) trait Pressure: Send + Sync {
+    fn memory_is_short(&self);
+}
+
+pub(crate) struct Budget {
+    /// Bytes charged, reservations included. Shared with the arena, whose frames take their bytes off themselves.
+    charged: Arc<std::sync::atomic::AtomicUsize>,
+    /// Bytes of that which are metadata.
+    metadata: AtomicUsize,
+    /// Bytes of that which are reserved and not spent: they come back soon, or become pages.
+    reserved: AtomicUsize,
+    limit: usize,
+    low: usize,
+    high: usize,
+    waiters: Mutex<VecDeque<Waiter>>,
+    /// `waiters.len()`, readable without the lock.
+    waiting: AtomicUsize,
+    /// Set while pageout has been asked for and has not come to rest.
+    pub(crate) short: AtomicBool,
+    pressure: Box<dyn Pressure>,
+}
+
+struct Waiter {
+    bytes: usize,
+    reply: Sender<Result<Reservation, VmError>>,
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Budget({} of {})", self.charged(), self.limit)
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(
+        charged: Arc<std::sync::atomic::AtomicUsize>,
+        limit: usize,
+        pressure: Box<dyn Pressure>,
+    ) -> Arc<Budget> {
+        // Enough for pageout to write while writers go on, small beside the budget.
+        let low = (limit / 16).clamp(4 * PAGE, 64 << 20);
+        Arc::new(Budget {
+            charged,
+            metadata: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
+            limit,
+            low,
+            high: low + low / 2,
+            waiters: Mutex::new(VecDeque::new()),
+            waiting: AtomicUsize::new(0),
+            short: AtomicBool::new(false),
+            pressure,
+        })
+    }
+
+    pub(crate) fn charged(&self) -> usize {
+        self.charged.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn metadata(&self) -> usize {
+        self.metadata.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether pageout should begin.
+    pub(crate) fn below_low(&self) -> bool {
+        self.charged() + self.low > self.limit || self.has_waiters()
+    }
+
+    /// How many bytes pageout should free before it rests, given that `coming` bytes are on their way.
+    pub(crate) fn wanted(&self, coming: usize) -> usize {
+        let waiting = if self.has_waiters() { PAGE } else { 0 };
+        (self.charged() + self.high).saturating_sub(self.limit + coming).max(waiting.saturating_sub(coming))
+    }
+
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// The most one reservation may ask for: more could never be had.
+    pub(crate) fn max_reservation(&self) -> usize {
+        self.limit / 2
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let mut now = self.charged.load(Ordering::Relaxed);
+        loop {
+            if now + bytes > self.limit {
+                return false;
+            }
+            // Acquire pairs with the Release of whoever uncharged: its memory is free before we use it.
+            match self.charged.compare_exchange_weak(now, now + bytes, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    fn kick_if_short(&self) {
+        if self.below_low() && !self.short.swap(true, Ordering::AcqRel) {
+            self.pressure.memory_is_short();
+        }
+    }
+
+    /// Reserves `bytes` for pages: now, or when pageout has made room.
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when pageout found nothing more to free.
+    pub(crate) async fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Reservation, VmError> {
+        if bytes > self.max_reservation() {
+            return Err(VmError::NoMemory);
+        }
+        if !self.has_waiters() && self.try_take(bytes) {
+            self.kick_if_short();
+            return Ok(Reservation::new(self, bytes));
+        }
+        self.wait(bytes).await.unwrap_or(Err(VmError::ShutDown))
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        bytes: usize,
+    ) -> impl Future<Output = Option<Result<Reservation, VmError>>> + use<> {
+        let (reply, ticket) = ticket();
+        {
+            let mut waiters = self.waiters.lock();
+            waiters.push_back(Waiter { bytes, reply });
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+        }
+        self.grant();
+        self.kick_if_short();
+        ticket
+    }
+
+    /// Serves who waits, as far as there is room. To be called after memory came free.
+    pub(crate) fn grant(self: &Arc<Self>) {
+        if !self.has_waiters() {
+            return;
+        }
+        let mut served: SmallVec<[(Waiter, Reservation); 8]> = SmallVec::new();
+        {
+            let mut waiters = self.waiters.lock();
+            while let Some(first) = waiters.front() {
+                if !first.reply.is_wanted() {
+                    waiters.pop_front();
+                    self.waiting.fetch_sub(1, Ordering::AcqRel);
+                    continue;
+                }
+                if !self.try_take(first.bytes) {
+                    break;
+                }
+                let reservation = Reservation::new(self, first.bytes);
+                let waiter = waiters.pop_front().expect("looked at above");
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                served.push((waiter, reservation));
+            }
+        }
+        for (waiter, reservation) in served {
+            waiter.reply.send(Ok(reservation));
+        }
+    }
+
+    /// Whether some of the memory that is short is only set aside, and will come back without pageout.
+    pub(crate) fn has_reservations(&self) -> bool {
+        self.reserved.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells everybody who waits that nothing will come of it.
+    pub(crate) fn refuse_all(self: &Arc<Self>, why: VmError) {
+        let refused: Vec<Waiter> = {
+            let mut waiters = self.waiters.lock();
+            self.waiting.store(0, Ordering::Release);
+            waiters.drain(..).collect()
+        };
+        for waiter in refused {
+            waiter.reply.send(Err(why));
+        }
+    }
+
+    /// Charges metadata without waiting.
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when metadata already takes three quarters of the budget.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: usize) -> Result<Charge, VmError> {
+        if self.metadata() + bytes > self.limit / 4 * 3 {
+            return Err(VmError::NoMemory);
+        }
+        Ok(self.charge_forced(bytes))
+    }
+
+    /// Charges metadata that exists already or cannot be done without.
+    pub(crate) fn charge_forced(self: &Arc<Self>, bytes: usize) -> Charge {
+        self.charged.fetch_add(bytes, Ordering::Acquire);
+        self.metadata.fetch_add(bytes, Ordering::Relaxed);
+        self.kick_if_short();
+        Charge { budget: self.clone(), bytes }
+    }
+
+    fn uncharge(self: &Arc<Self>, bytes: usize) {
+        self.charged.fetch_sub(bytes, Ordering::Release);
+        self.grant();
+    }
+}
+
+/// Bytes set aside for pages of one operation. What is not spent returns when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Reservation {
+    fn new(budget: &Arc<Budget>, bytes: usize) -> Reservation {
+        budget.reserved.fetch_add(bytes, Ordering::AcqRel);
+        Reservation { budget: budget.clone(), bytes }
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        assert!(self.bytes >= bytes, "more than was reserved");
+        self.bytes -= bytes;
+        self.budget.reserved.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// Takes a frame out of the reservation. Its bytes are arbitrary.
+    ///
+    /// # Panics
+    /// When less than a page is left: the caller reserved too little, a bug.
+    pub(crate) fn take_frame(&mut self, arena: &std::sync::Arc<overspill_sys::Arena>) -> Frame {
+        self.spend(PAGE);
+        // The arena has at least as many frames as the budget has pages.
+        arena.take().expect("a reserved frame exists")
+    }
+
+    /// Takes `bytes` out as a guard of their own.
+    ///
+    /// # Panics
+    /// As [`Reservation::take_frame`].
+    pub(crate) fn take_bytes(&mut self, bytes: usize) -> PageCharge {
+        self.spend(bytes);
+        PageCharge { budget: self.budget.clone(), bytes }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.budget.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
+            self.budget.uncharge(self.bytes);
+        }
+    }
+}
+
+/// Bytes of a page smaller than a frame; uncharged when dropped.
+#[derive(Debug)]
+pub(crate) struct PageCharge {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl PageCharge {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for PageCharge {
+    fn drop(&mut self) {
+        self.budget.uncharge(self.bytes);
+    }
+}
+
+/// Metadata counted in the budget for as long as this lives.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Bytes charged.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A second charge of the same size, for a copy of what this one pays for.
+    pub(crate) fn again(&self) -> Charge {
+        self.budget.charge_forced(self.bytes)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.metadata.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.uncharge(self.bytes);
+    }
+}

@@ -1,0 +1,515 @@
+//! A chunk: sixteen neighbouring pages of an object, and where the bytes of each are.
+//!
+//! ```text
+//!  location        in masks                        a write makes it   pageout makes it
+//!  absent          none (reads zero)               dirty              -
+//!  zero            zero: exists, costs no bytes    dirty              -
+//!  dirty           resident, dirty                 dirty              being written
+//!  being written   resident, writing               dirty              stored; dirty if the store fails
+//!  clean           resident, live in a cluster     dirty              stored
+//!  stored          live in a cluster only          dirty              -
+//!  lost            lost (reads fail)               dirty, if whole    -
+//! ```
+//! A discard makes any of them absent. (Compressed memory and source pagers will be two more locations.)
+//!
+//! Invariants, checked by [`ChunkState::check`]:
+//! - zero, lost and (resident or stored) exclude each other; dirty and writing are resident and exclude each other;
+//! - a dirty or writing page is in no cluster: its slot died when it was written (R57);
+//! - resident pages that are neither dirty nor writing are in a cluster;
+//! - `bytes` holds the resident pages' bytes in page order;
+//! - a chunk with resident pages is on a page queue.
+
+use std::ops::{Deref, DerefMut};
+
+use smallvec::SmallVec;
+
+use crate::account::{Account, Space};
+use crate::budget::{Charge, Reservation};
+use crate::bytes::Bytes;
+use crate::error::VmError;
+use crate::extent::Extent;
+use crate::fetch::Unpacked;
+use crate::queue::{NOT_QUEUED, QueueSlot};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard};
+use crate::vm::Shared;
+use crate::{CHUNK_PAGES, PAGE};
+
+/// A set of pages of a chunk, one bit each.
+pub(crate) type PageSet = u16;
+
+/// Pages `from..to` of a chunk.
+pub(crate) fn pages(from: usize, to: usize) -> PageSet {
+    debug_assert!(from <= to && to <= CHUNK_PAGES);
+    let below = |n: usize| if n == CHUNK_PAGES { PageSet::MAX } else { (1 << n) - 1 };
+    below(to) & !below(from)
+}
+
+/// The page numbers of a set, ascending.
+pub(crate) fn members(mut set: PageSet) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = set.trailing_zeros() as usize;
+        (next < CHUNK_PAGES).then(|| set &= set - 1)?;
+        Some(next)
+    })
+}
+
+/// What a chunk costs in metadata when evicted: itself, a cluster record and its extent, as the heap rounds them.
+pub(crate) const CHUNK_COST: usize = 320;
+
+/// A chunk of some object's tree. Reference counted twice: by `Arc` for memory, and by `owners` for the trees that
+/// show it, because pageout holding it for a moment must not make a write copy it.
+pub(crate) struct Chunk {
+    owners: AtomicU32,
+    state: Mutex<ChunkState>,
+    shared: Arc<Shared>,
+    /// Whom its pages are charged to: the first owner pays, also when others go on showing it.
+    account: std::sync::Arc<Account>,
+    _charge: Charge,
+}
+
+/// A tree's reference to a chunk.
+pub(crate) struct ChunkRef(Arc<Chunk>);
+
+impl ChunkRef {
+    pub(crate) fn new(chunk: Chunk) -> ChunkRef {
+        chunk.owners.store(1, Ordering::Relaxed);
+        ChunkRef(Arc::new(chunk))
+    }
+
+    /// Whether only the tree this reference is in shows the chunk. Meaningful while that tree is locked and its
+    /// path is unshared: others can then only let go.
+    pub(crate) fn is_unshared(&self) -> bool {
+        self.0.owners.load(Ordering::Acquire) == 1
+    }
+}
+
+impl Clone for ChunkRef {
+    fn clone(&self) -> Self {
+        self.0.owners.fetch_add(1, Ordering::Relaxed);
+        ChunkRef(self.0.clone())
+    }
+}
+
+impl Drop for ChunkRef {
+    fn drop(&mut self) {
+        self.0.owners.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Deref for ChunkRef {
+    type Target = Arc<Chunk>;
+    fn deref(&self) -> &Arc<Chunk> {
+        &self.0
+    }
+}
+
+/// Pages of a chunk that lie in one extent.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    pub(crate) extent: Arc<Extent>,
+    /// Which of the extent's pages are still this chunk's.
+    pub(crate) live: PageSet,
+}
+
+/// What a chunk's lock guards.
+#[derive(Debug)]
+pub(crate) struct ChunkState {
+    resident: PageSet,
+    dirty: PageSet,
+    writing: PageSet,
+    zero: PageSet,
+    lost: PageSet,
+    /// Read or written again since pageout last looked.
+    pub(crate) referenced: bool,
+    /// Where on the page queues the chunk is.
+    pub(crate) queue: QueueSlot,
+    bytes: SmallVec<[Bytes; 1]>,
+    clusters: SmallVec<[Cluster; 1]>,
+}
+
+/// What a page that is not resident needs before its bytes can be had.
+pub(crate) enum PageIn<'a> {
+    /// The page's bytes are here.
+    Bytes(&'a Bytes),
+    /// The page reads as zeros.
+    Zero,
+    /// The bytes are in this extent.
+    Stored(&'a Arc<Extent>),
+    Lost,
+}
+
+/// Gauges of a chunk, for `stats` and for what its guard keeps up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Gauges {
+    resident: i64,
+    dirty: i64,
+    stored: i64,
+}
+
+impl Chunk {
+    pub(crate) fn new(shared: &Arc<Shared>, account: &std::sync::Arc<Account>, charge: Charge) -> Chunk {
+        Chunk {
+            owners: AtomicU32::new(0),
+            state: Mutex::new(ChunkState::empty()),
+            shared: shared.clone(),
+            account: account.clone(),
+            _charge: charge,
+        }
+    }
+
+    /// A chunk with the same pages, for a tree that is about to change them: frames, small pages and extents are
+    /// shared, not copied (R40, R58). `account` pays for the pages from now on; without a `space` it must.
+    ///
+    /// # Errors
+    /// [`VmError::NoSpace`] when the account may not.
+    pub(crate) fn copy(
+        self: &Arc<Self>,
+        account: &std::sync::Arc<Account>,
+        space: Option<Space>,
+    ) -> Result<ChunkRef, VmError> {
+        let charge = self.shared.budget.charge_forced(CHUNK_COST);
+        let from = self.lock();
+        let count = u64::from(from.existing().count_ones());
+        match space {
+            Some(space) if !account.try_charge(count, space) => return Err(VmError::NoSpace),
+            Some(_) => {}
+            None => account.charge_forced(count),
+        }
+        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge));
+        let mut to = copy.lock();
+        to.resident = from.resident;
+        // What is on its way out belongs to the original; the copy's pages will be written for themselves.
+        to.dirty = from.dirty | from.writing;
+        to.zero = from.zero;
+        to.lost = from.lost;
+        to.bytes = from.bytes.iter().map(Bytes::share).collect();
+        to.clusters = from.clusters.clone();
+        drop(to);
+        drop(from);
+        Ok(copy)
+    }
+
+    pub(crate) fn lock(self: &Arc<Self>) -> ChunkGuard<'_> {
+        let state = self.state.lock();
+        ChunkGuard { before: state.gauges(), state, chunk: self }
+    }
+
+    /// Whether some tree still shows the chunk. Once false it stays so.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.owners.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let gauges = state.gauges();
+        let existing = u64::from(state.existing().count_ones());
+        if state.queue != NOT_QUEUED {
+            self.shared.queues.lock().remove(state.queue);
+        }
+        state.bytes.clear();
+        state.clusters.clear();
+        self.shared.counters.adjust(-gauges.resident, -gauges.dirty, -gauges.stored);
+        self.account.uncharge(existing);
+    }
+}
+
+/// A locked chunk. On unlock it joins or leaves the page queues and the gauges follow.
+pub(crate) struct ChunkGuard<'a> {
+    state: MutexGuard<'a, ChunkState>,
+    chunk: &'a Arc<Chunk>,
+    before: Gauges,
+}
+
+impl Deref for ChunkGuard<'_> {
+    type Target = ChunkState;
+    fn deref(&self) -> &ChunkState {
+        &self.state
+    }
+}
+
+impl DerefMut for ChunkGuard<'_> {
+    fn deref_mut(&mut self) -> &mut ChunkState {
+        &mut self.state
+    }
+}
+
+impl Drop for ChunkGuard<'_> {
+    fn drop(&mut self) {
+        let queued = self.state.queue != NOT_QUEUED;
+        if queued != (self.state.resident != 0) {
+            let mut queues = self.chunk.shared.queues.lock();
+            if queued {
+                queues.remove(self.state.queue);
+                self.state.queue = NOT_QUEUED;
+            } else {
+                self.state.queue = queues.insert(Arc::downgrade(self.chunk));
+            }
+        }
+        let now = self.state.gauges();
+        if now != self.before {
+            self.chunk.shared.counters.adjust(
+                now.resident - self.before.resident,
+                now.dirty - self.before.dirty,
+                now.stored - self.before.stored,
+            );
+        }
+    }
+}
+
+impl ChunkState {
+    fn empty() -> ChunkState {
+        ChunkState {
+            resident: 0,
+            dirty: 0,
+            writing: 0,
+            zero: 0,
+            lost: 0,
+            referenced: false,
+            queue: NOT_QUEUED,
+            bytes: SmallVec::new(),
+            clusters: SmallVec::new(),
+        }
+    }
+
+    /// Pages with a copy in a store.
+    pub(crate) fn stored(&self) -> PageSet {
+        self.clusters.iter().fold(0, |set, cluster| set | cluster.live)
+    }
+
+    /// Pages that are not absent.
+    pub(crate) fn existing(&self) -> PageSet {
+        self.resident | self.zero | self.lost | self.stored()
+    }
+
+    pub(crate) fn resident(&self) -> PageSet {
+        self.resident
+    }
+
+    pub(crate) fn dirty(&self) -> PageSet {
+        self.dirty
+    }
+
+    pub(crate) fn writing(&self) -> PageSet {
+        self.writing
+    }
+
+    pub(crate) fn clusters(&self) -> &[Cluster] {
+        &self.clusters
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges {
+            resident: i64::from(self.resident.count_ones()),
+            dirty: i64::from((self.dirty | self.writing).count_ones()),
+            stored: i64::from(self.stored().count_ones()),
+        }
+    }
+
+    fn rank(&self, page: usize) -> usize {
+        (self.resident & pages(0, page)).count_ones() as usize
+    }
+
+    /// Where the bytes of `page` are.
+    pub(crate) fn page(&self, page: usize) -> PageIn<'_> {
+        let bit = 1 << page;
+        if self.resident & bit != 0 {
+            PageIn::Bytes(&self.bytes[self.rank(page)])
+        } else if self.lost & bit != 0 {
+            PageIn::Lost
+        } else if let Some(cluster) = self.clusters.iter().find(|cluster| cluster.live & bit != 0) {
+            PageIn::Stored(&cluster.extent)
+        } else {
+            PageIn::Zero
+        }
+    }
+
+    /// Makes `bytes` the contents of a page that has none resident, and forgets where else it was.
+    fn put(&mut self, page: usize, bytes: Bytes) {
+        let rank = self.rank(page);
+        self.bytes.insert(rank, bytes);
+        self.resident |= 1 << page;
+        self.mark_dirty(page);
+    }
+
+    fn mark_dirty(&mut self, page: usize) {
+        let bit = 1 << page;
+        debug_assert!(self.resident & bit != 0);
+        self.dirty |= bit;
+        self.writing &= !bit;
+        self.zero &= !bit;
+        self.lost &= !bit;
+        self.forget_slots(bit);
+    }
+
+    /// The pages' slots die; an extent goes with its last page (R57).
+    fn forget_slots(&mut self, set: PageSet) {
+        for cluster in &mut self.clusters {
+            cluster.live &= !set;
+        }
+        self.clusters.retain(|cluster| cluster.live != 0);
+    }
+
+    /// Writes `data` at byte `at` of `page`, all inside the page. `filled` is the cluster the page was fetched
+    /// from, when an earlier try asked for it.
+    ///
+    /// # Errors
+    /// `Err(Ok(extent))`: the page's other bytes lie there; fetch and try again. `Err(Err(_))`: it cannot be done.
+    pub(crate) fn write_page(
+        &mut self,
+        page: usize,
+        at: usize,
+        data: &[u8],
+        filled: Option<&Unpacked>,
+        shared: &Shared,
+        reservation: &mut Reservation,
+    ) -> Result<(), Result<Arc<Extent>, VmError>> {
+        debug_assert!(at + data.len() <= PAGE);
+        let bit = 1 << page;
+        let whole = data.len() == PAGE;
+        if self.resident & bit != 0 {
+            let rank = self.rank(page);
+            // A version on its way to the store is shared with its batch, so it is never changed (R28).
+            if !self.bytes[rank].try_write(at, data) {
+                let base: &[u8] = if whole { &[] } else { self.bytes[rank].as_slice() };
+                let bytes = Bytes::build(base, at, data, reservation, &shared.arena);
+                self.bytes[rank] = bytes;
+            }
+            self.mark_dirty(page);
+            self.referenced = true;
+            return Ok(());
+        }
+        let bytes = match self.page(page) {
+            _ if whole => Bytes::build(&[], at, data, reservation, &shared.arena),
+            PageIn::Lost => return Err(Err(VmError::Lost)),
+            PageIn::Stored(extent) => match filled.filter(|cluster| cluster.is_of(extent)) {
+                Some(cluster) => {
+                    Bytes::build(cluster.page(page), at, data, reservation, &shared.arena)
+                }
+                None => return Err(Ok(extent.clone())),
+            },
+            PageIn::Zero | PageIn::Bytes(_) => Bytes::build(&[], at, data, reservation, &shared.arena),
+        };
+        self.put(page, bytes);
+        Ok(())
+    }
+
+    /// The pages become absent. Returns how many existed.
+    pub(crate) fn discard(&mut self, set: PageSet) -> u32 {
+        let gone = (self.existing() & set).count_ones();
+        self.drop_bytes(set & self.resident);
+        self.zero &= !set;
+        self.lost &= !set;
+        self.forget_slots(set);
+        gone
+    }
+
+    fn drop_bytes(&mut self, set: PageSet) {
+        if set == self.resident {
+            self.bytes = SmallVec::new();
+        } else {
+            for page in members(set) {
+                let rank = self.rank(page);
+                self.bytes.remove(rank);
+                self.resident &= !(1 << page);
+            }
+        }
+        self.resident &= !set;
+        self.dirty &= !set;
+        self.writing &= !set;
+    }
+
+    /// Absent pages of `set` begin to exist, as zeros without bytes.
+    pub(crate) fn allocate(&mut self, set: PageSet) {
+        self.zero |= set & !self.existing();
+    }
+
+    /// The pages' contents are gone, and reading them says so. Returns how many did not exist before.
+    pub(crate) fn lose(&mut self, set: PageSet) -> u32 {
+        let new = (set & !self.existing()).count_ones();
+        self.discard(set);
+        self.lost |= set;
+        new
+    }
+
+    /// The pages that `extent` held turn out to be unreadable for good.
+    pub(crate) fn lose_extent(&mut self, extent: &Arc<Extent>) {
+        let hit = self.clusters.iter().filter(|c| Arc::ptr_eq(&c.extent, extent));
+        // A clean page still has its bytes: it loses its slot only.
+        let set = hit.fold(0, |set, cluster| set | cluster.live);
+        self.forget_slots(set);
+        self.dirty |= set & self.resident;
+        self.lost |= set & !self.resident;
+    }
+
+    /// Clean pages give up their bytes: their slot has them. Returns what that frees.
+    pub(crate) fn drop_clean(&mut self) -> usize {
+        let clean = self.resident & !self.dirty & !self.writing;
+        let freed = members(clean).map(|page| self.bytes[self.rank(page)].cost()).sum();
+        self.drop_bytes(clean);
+        freed
+    }
+
+    /// Takes the dirty pages for writing: shares of their bytes, in page order, and what they cost.
+    pub(crate) fn begin_writing(&mut self, out: &mut SmallVec<[Bytes; CHUNK_PAGES]>) -> (PageSet, usize) {
+        let set = self.dirty;
+        let mut cost = 0;
+        for page in members(set) {
+            let bytes = &self.bytes[self.rank(page)];
+            cost += bytes.cost();
+            out.push(bytes.share());
+        }
+        self.writing |= set;
+        self.dirty = 0;
+        (set, cost)
+    }
+
+    /// The write of `set` failed: what was not written again meanwhile is dirty again.
+    pub(crate) fn abandon_writing(&mut self, set: PageSet) {
+        self.dirty |= self.writing & set;
+        self.writing &= !set;
+    }
+
+    /// The write of `set` succeeded. Pages written again meanwhile are left alone; the others live in `extent`
+    /// and give up their bytes. The extent goes at once if it holds no page any more.
+    pub(crate) fn finish_writing(&mut self, set: PageSet, extent: Extent) {
+        let live = self.writing & set;
+        self.writing &= !set;
+        if live != 0 {
+            self.clusters.push(Cluster { extent: Arc::new(extent), live });
+            self.drop_bytes(live);
+        }
+    }
+
+    /// Asserts the invariants in this module's documentation.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub(crate) fn check(&self) {
+        let stored = self.stored();
+        assert_eq!(self.zero & (self.lost | self.resident | stored), 0, "zero excludes the rest: {self:?}");
+        assert_eq!(self.lost & (self.resident | stored), 0, "lost excludes the rest: {self:?}");
+        assert_eq!((self.dirty | self.writing) & !self.resident, 0, "dirty and writing are resident: {self:?}");
+        assert_eq!(self.dirty & self.writing, 0, "{self:?}");
+        assert_eq!((self.dirty | self.writing) & stored, 0, "a written page's slot died: {self:?}");
+        assert_eq!(self.resident & !(self.dirty | self.writing) & !stored, 0, "clean means stored: {self:?}");
+        assert_eq!(self.bytes.len(), self.resident.count_ones() as usize, "{self:?}");
+        assert_eq!(self.queue == NOT_QUEUED, self.resident == 0, "queued when resident: {self:?}");
+        let sum: u32 = self.clusters.iter().map(|cluster| cluster.live.count_ones()).sum();
+        assert_eq!(sum, stored.count_ones(), "clusters do not overlap: {self:?}");
+        for cluster in &self.clusters {
+            assert_eq!(cluster.live & !cluster.extent.pages(), 0, "live pages are in the extent: {self:?}");
+        }
+    }
+
+    /// Bytes of the budget that this chunk's resident pages hold, each counted by `seen` once.
+    pub(crate) fn bytes(&self) -> &[Bytes] {
+        &self.bytes
+    }
+}

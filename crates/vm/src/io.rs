@@ -1,0 +1,79 @@
+//! Store I/O that the VM wants done. It never does any itself: a driver takes requests with [`crate::Vm::next_io`],
+//! performs them however it likes, and gives them back with [`crate::Vm::complete`].
+
+use std::collections::VecDeque;
+
+use crate::fetch::Fetch;
+use crate::pageout::Batch;
+use crate::sync::{Arc, Mutex};
+
+/// A request to the store.
+#[derive(Debug)]
+pub enum Io {
+    /// Write [`WriteIo::bytes`] at block [`WriteIo::start`].
+    Write(WriteIo),
+    /// Read [`ReadIo::len`] bytes from block [`ReadIo::start`].
+    Read(ReadIo),
+}
+
+/// Clusters to be written in one piece.
+#[derive(Debug)]
+pub struct WriteIo(pub(crate) Box<Batch>);
+
+impl WriteIo {
+    /// The first block.
+    pub fn start(&self) -> u32 {
+        self.0.start()
+    }
+
+    /// Page-aligned bytes, a whole number of blocks.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// A cluster to be read.
+#[derive(Debug)]
+pub struct ReadIo(pub(crate) Arc<Fetch>);
+
+impl ReadIo {
+    /// The first block.
+    pub fn start(&self) -> u32 {
+        self.0.extent.start()
+    }
+
+    /// How many bytes: a whole number of blocks, at most [`overspill_store::codec::MAX_CLUSTER`].
+    pub fn len(&self) -> usize {
+        self.0.extent.len()
+    }
+
+    /// Never: a cluster has at least one block.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// Requests that no driver has taken yet. Reads go first: somebody waits for each of them.
+#[derive(Debug, Default)]
+pub(crate) struct IoQueue {
+    reads: Mutex<VecDeque<ReadIo>>,
+    writes: Mutex<VecDeque<WriteIo>>,
+}
+
+impl IoQueue {
+    pub(crate) fn push_read(&self, read: ReadIo) {
+        self.reads.lock().push_back(read);
+    }
+
+    pub(crate) fn push_write(&self, write: WriteIo) {
+        self.writes.lock().push_back(write);
+    }
+
+    pub(crate) fn next(&self) -> Option<Io> {
+        self.next_read().map(Io::Read).or_else(|| self.writes.lock().pop_front().map(Io::Write))
+    }
+
+    pub(crate) fn next_read(&self) -> Option<ReadIo> {
+        self.reads.lock().pop_front()
+    }
+}

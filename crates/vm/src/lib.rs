@@ -1,0 +1,56 @@
+//! Virtual memory in user space: memory objects whose pages live in memory or in a store, under one hard budget.
+//!
+//! Words, as in Mach and BSD: an [`Object`] is a sparse array of 4 KiB pages; 16 neighbouring pages are a chunk, the
+//! leaf of the object's tree and the unit of clustering. A page is absent, resident (in a frame of the arena, or on
+//! the heap if short), stored, or lost. Pageout moves dirty pages to the [`Store`](overspill_store::Store) when the
+//! budget runs short, never before (R4).
+//!
+//! This crate owns no thread, no clock and no blocking wait. Operations are futures, pageout is a step function, and
+//! the store's I/O is requests that a driver takes and completes: the same code runs under threads in production and
+//! under a seeded scheduler in the simulation.
+//!
+//! ```text
+//!   object ─► tree ─► chunk ─► bytes ─► frame (sys)        what there is
+//!                       │  └─► extent ─► store             where it is when not in memory
+//!   budget ◄────────────┘      account                     what it may cost
+//!   queue ─► pageout ─► io ─► [driver] ─► complete         how it leaves
+//!   fetch ──────────► io ─► [driver] ─► complete           how it comes back
+//! ```
+//!
+//! Lock order is in `sync.rs`; the life of a page in `chunk.rs`.
+#![forbid(unsafe_code)]
+
+mod account;
+mod budget;
+mod bytes;
+mod chunk;
+mod counters;
+mod error;
+mod extent;
+mod fetch;
+mod io;
+mod object;
+mod pageout;
+mod queue;
+mod sync;
+pub mod testing;
+mod ticket;
+mod tree;
+mod vm;
+
+pub use account::{Account, Space};
+pub use budget::Charge;
+pub use error::VmError;
+pub use io::{Io, ReadIo, WriteIo};
+pub use object::Object;
+pub use pageout::Step;
+pub use vm::{Signals, Vm, VmConfig, VmStats};
+
+pub(crate) use overspill_sys::Frame;
+
+/// Bytes of a page.
+pub const PAGE: usize = overspill_sys::FRAME;
+/// Pages of a chunk.
+pub const CHUNK_PAGES: usize = 16;
+/// Bytes of a chunk.
+pub const CHUNK: usize = PAGE * CHUNK_PAGES;

@@ -1,0 +1,538 @@
+//! Memory objects: sparse arrays of pages with an identity.
+//!
+//! An object has no size: pages that were never written are absent and read as zeros. Operations that may have to
+//! wait, for memory or for the store, are futures; nothing is locked while they wait, and each page changes in one
+//! piece. Who needs larger operations to exclude each other (a truncate and a write) orders them above.
+//!
+//! ```text
+//!   write ─ reserve frames ─► tree (shared; own chunk?) ─► chunk ─► copy once, dirty, old slot dropped
+//!                             tree (exclusive: new or shared chunk) ┘
+//!   read ── tree (shared) ─► chunk ─► copy; stored pages: fetch the cluster, copy, let go
+//! ```
+
+use smallvec::SmallVec;
+
+use crate::account::{Account, Space};
+use crate::budget::Reservation;
+use crate::chunk::{CHUNK_COST, Chunk, ChunkGuard, ChunkRef, PageIn, PageSet, members, pages};
+use crate::error::VmError;
+use crate::extent::Extent;
+use crate::fetch::{Begun, Fetch, Unpacked};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, RwLock};
+use crate::tree::{Found, Tree};
+use crate::vm::Shared;
+use crate::{CHUNK, CHUNK_PAGES, PAGE};
+
+const ALL: PageSet = PageSet::MAX;
+
+/// How many clusters one read asks for ahead of the one it waits for.
+const READ_AHEAD: usize = 16;
+
+/// A sparse array of pages. Dropping it frees everything it alone shows.
+#[derive(Debug)]
+pub struct Object {
+    shared: Arc<Shared>,
+    account: std::sync::Arc<Account>,
+    tree: RwLock<Tree>,
+    /// Pages that are not absent.
+    pages: AtomicU64,
+}
+
+/// The part of a byte range that lies in one chunk.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    chunk: u64,
+    /// First byte, from the chunk's start.
+    at: usize,
+    len: usize,
+}
+
+impl Piece {
+    fn first(offset: u64, len: usize) -> Piece {
+        let at = (offset % CHUNK as u64) as usize;
+        Piece { chunk: offset / CHUNK as u64, at, len: len.min(CHUNK - at) }
+    }
+
+    fn pages(self) -> PageSet {
+        pages(self.at / PAGE, (self.at + self.len).div_ceil(PAGE))
+    }
+
+    /// The bytes of the piece in `page`: where in the page, and where in the piece.
+    fn in_page(self, page: usize) -> (usize, std::ops::Range<usize>) {
+        let start = (page * PAGE).max(self.at);
+        let end = ((page + 1) * PAGE).min(self.at + self.len);
+        (start - page * PAGE, start - self.at..end - self.at)
+    }
+}
+
+/// How far a write of one piece came, so that it goes on where it stopped.
+struct Progress {
+    /// Bytes of the piece written.
+    done: usize,
+    space: Space,
+}
+
+enum Stop {
+    /// These bytes must be read first.
+    Fetch(Arc<Extent>),
+    Failed(VmError),
+}
+
+impl Object {
+    pub(crate) fn new(shared: &Arc<Shared>, account: &std::sync::Arc<Account>) -> Object {
+        Object {
+            shared: shared.clone(),
+            account: account.clone(),
+            tree: RwLock::new(Tree::default()),
+            pages: AtomicU64::new(0),
+        }
+    }
+
+    /// Fills `buf` with the bytes at `offset`; absent ones are zeros.
+    ///
+    /// # Errors
+    /// [`VmError::Lost`] and [`VmError::StoreRead`] when a page's bytes cannot be had; never zeros instead.
+    pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), VmError> {
+        let mut ahead: SmallVec<[Arc<Fetch>; READ_AHEAD]> = SmallVec::new();
+        let mut done = 0;
+        while done < buf.len() {
+            let piece = Piece::first(offset + done as u64, buf.len() - done);
+            let (out, rest) = buf[done..].split_at_mut(piece.len);
+            self.read_piece(piece, out, rest.len(), &mut ahead).await?;
+            done += piece.len;
+        }
+        Ok(())
+    }
+
+    async fn read_piece(
+        &self,
+        piece: Piece,
+        out: &mut [u8],
+        following: usize,
+        ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
+    ) -> Result<(), VmError> {
+        let mut left = piece.pages();
+        let mut cluster: Option<Arc<Unpacked>> = None;
+        loop {
+            let Some(extent) = self.copy_out(piece, out, &mut left, cluster.take().as_deref())? else {
+                return Ok(());
+            };
+            if ahead.is_empty() {
+                self.begin_ahead(piece, following, ahead);
+            }
+            let begun = ahead.iter().position(|fetch| fetch.is_of(&extent)).map(|i| ahead.swap_remove(i));
+            cluster = Some(self.fetch(piece.chunk, &extent, begun, ahead).await?);
+        }
+    }
+
+    /// Copies what pages of `left` can be had, and takes them off it. Answers an extent that holds another.
+    fn copy_out(
+        &self,
+        piece: Piece,
+        out: &mut [u8],
+        left: &mut PageSet,
+        cluster: Option<&Unpacked>,
+    ) -> Result<Option<Arc<Extent>>, VmError> {
+        let tree = self.tree.read();
+        let Some(chunk) = tree.get(piece.chunk) else {
+            for page in members(std::mem::take(left)) {
+                out[piece.in_page(page).1].fill(0);
+            }
+            return Ok(None);
+        };
+        let mut state = chunk.lock();
+        state.referenced = true;
+        let mut missing = None;
+        for page in members(*left) {
+            let (at, range) = piece.in_page(page);
+            let bytes = match state.page(page) {
+                PageIn::Bytes(bytes) => bytes.as_slice(),
+                PageIn::Zero => &[],
+                PageIn::Lost => return Err(VmError::Lost),
+                PageIn::Stored(extent) => match cluster.filter(|cluster| cluster.is_of(extent)) {
+                    Some(cluster) => cluster.page(page),
+                    None => {
+                        missing.get_or_insert_with(|| extent.clone());
+                        continue;
+                    }
+                },
+            };
+            copy_padded(&mut out[range], bytes, at);
+            *left &= !(1 << page);
+        }
+        Ok(missing)
+    }
+
+    /// Asks for the clusters the rest of a read will want, as far as there are slots for them now.
+    fn begin_ahead(&self, piece: Piece, following: usize, ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>) {
+        let end = piece.chunk + (piece.at + piece.len + following).div_ceil(CHUNK) as u64;
+        let mut extents: SmallVec<[Arc<Extent>; READ_AHEAD]> = SmallVec::new();
+        {
+            let tree = self.tree.read();
+            let mut next = piece.chunk + 1;
+            while let Some((number, chunk)) = tree.next(next).filter(|&(number, _)| number < end) {
+                let state = chunk.lock();
+                let wanted = state.clusters().iter().filter(|cluster| cluster.live & !state.resident() != 0);
+                extents.extend(wanted.map(|cluster| cluster.extent.clone()));
+                if extents.len() >= READ_AHEAD {
+                    break;
+                }
+                next = number + 1;
+            }
+        }
+        for extent in extents.iter().take(READ_AHEAD) {
+            match self.shared.begin_fetch(extent, None) {
+                Begun::Joined(fetch) | Begun::New(fetch) => ahead.push(fetch),
+                Begun::NoSlot(_) => break,
+            }
+        }
+    }
+
+    /// Waits for a cluster. Damage is read once more before it is believed; then the pages are lost.
+    async fn fetch(
+        &self,
+        chunk: u64,
+        extent: &Arc<Extent>,
+        mut begun: Option<Arc<Fetch>>,
+        ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
+    ) -> Result<Arc<Unpacked>, VmError> {
+        let mut damaged = false;
+        loop {
+            let fetch = match begun.take() {
+                Some(fetch) => fetch,
+                None => self.begin_fetch(extent, ahead).await?,
+            };
+            match fetch.wait().await {
+                Err(VmError::Lost) if damaged => {
+                    if let Some(chunk) = self.tree.read().get(chunk) {
+                        chunk.lock().lose_extent(extent);
+                    }
+                    return Err(VmError::Lost);
+                }
+                Err(VmError::Lost) => damaged = true,
+                result => return result,
+            }
+        }
+    }
+
+    async fn begin_fetch(
+        &self,
+        extent: &Arc<Extent>,
+        ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
+    ) -> Result<Arc<Fetch>, VmError> {
+        let mut slot = None;
+        loop {
+            match self.shared.begin_fetch(extent, slot.take()) {
+                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(fetch),
+                Begun::NoSlot(ticket) => {
+                    // Who waits for a slot holds none, or readers could wait for each other.
+                    ahead.clear();
+                    slot = Some(ticket.await.ok_or(VmError::ShutDown)?);
+                }
+            }
+        }
+    }
+
+    /// Writes `data` at `offset`. Waits for memory when there is too little, and for the store when a page that is
+    /// only there is overwritten in part.
+    ///
+    /// # Errors
+    /// The bytes written before it failed (a prefix of `data`), and why: [`VmError::NoSpace`] when the account is
+    /// full, [`VmError::NoMemory`] when memory and store are, or what a read may fail with.
+    pub async fn write(&self, offset: u64, data: &[u8], space: Space) -> Result<(), (usize, VmError)> {
+        let mut done = 0;
+        while done < data.len() {
+            let piece = Piece::first(offset + done as u64, data.len() - done);
+            let part = &data[done..done + piece.len];
+            let mut progress = Progress { done: 0, space };
+            let result = self.write_piece(piece, part, &mut progress).await;
+            done += progress.done;
+            result.map_err(|error| (done, error))?;
+        }
+        Ok(())
+    }
+
+    async fn write_piece(&self, piece: Piece, data: &[u8], progress: &mut Progress) -> Result<(), VmError> {
+        let need = piece.pages().count_ones() as usize * PAGE;
+        let mut reservation = self.shared.budget.reserve(need).await?;
+        let mut cluster: Option<Arc<Unpacked>> = None;
+        loop {
+            match self.copy_in(piece, data, progress, cluster.take().as_deref(), &mut reservation) {
+                Ok(()) => return Ok(()),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Fetch(extent)) => {
+                    cluster = Some(self.fetch(piece.chunk, &extent, None, &mut SmallVec::new()).await?);
+                }
+            }
+        }
+    }
+
+    fn copy_in(
+        &self,
+        piece: Piece,
+        data: &[u8],
+        progress: &mut Progress,
+        cluster: Option<&Unpacked>,
+        reservation: &mut Reservation,
+    ) -> Result<(), Stop> {
+        self.with_own_chunk(piece.chunk, Some(progress.space), |chunk, state| {
+            let fresh = piece.pages() & !state.existing();
+            let mut credit = u64::from(fresh.count_ones());
+            if !chunk.account().try_charge(credit, progress.space) {
+                credit = 0;
+            }
+            let first = (piece.at + progress.done) / PAGE;
+            let mut result = Ok(());
+            for page in members(piece.pages() & !pages(0, first)) {
+                let is_fresh = fresh & (1 << page) != 0;
+                if is_fresh && credit == 0 && !chunk.account().try_charge(1, progress.space) {
+                    result = Err(Stop::Failed(VmError::NoSpace));
+                    break;
+                }
+                let (at, range) = piece.in_page(page);
+                let end = range.end;
+                let wrote = state.write_page(page, at, &data[range], cluster, &self.shared, reservation);
+                if let Err(stop) = wrote {
+                    if is_fresh && credit == 0 {
+                        chunk.account().uncharge(1);
+                    }
+                    result = Err(stop.map_or_else(Stop::Failed, Stop::Fetch));
+                    break;
+                }
+                progress.done = end;
+                if is_fresh {
+                    credit = credit.saturating_sub(1);
+                    self.pages.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            chunk.account().uncharge(credit);
+            result
+        })
+        .map_err(Stop::Failed)?
+    }
+
+    /// Runs `f` on a chunk that only this object shows, made or copied if need be, and locked. The object's tree
+    /// stays locked meanwhile, so that a fork comes before or after.
+    ///
+    /// # Errors
+    /// When the chunk cannot be made or copied. `None` as space never fails for want of account or metadata.
+    fn with_own_chunk<R>(
+        &self,
+        number: u64,
+        space: Option<Space>,
+        f: impl FnOnce(&Chunk, &mut ChunkGuard<'_>) -> R,
+    ) -> Result<R, VmError> {
+        {
+            let tree = self.tree.read();
+            if let Found::Own(chunk) = tree.get_own(number) {
+                return Ok(f(chunk, &mut chunk.lock()));
+            }
+        }
+        let mut tree = self.tree.write();
+        if let Found::Own(chunk) = tree.get_own(number) {
+            return Ok(f(chunk, &mut chunk.lock()));
+        }
+        let chunk = tree.change(number, &self.shared.budget, |shown| match shown {
+            Some(shown) => shown.copy(&self.account, space),
+            None => {
+                let charge = match space {
+                    Some(Space::Normal) => self.shared.budget.charge(CHUNK_COST)?,
+                    _ => self.shared.budget.charge_forced(CHUNK_COST),
+                };
+                Ok(ChunkRef::new(Chunk::new(&self.shared, &self.account, charge)))
+            }
+        })?;
+        Ok(f(chunk, &mut chunk.lock()))
+    }
+
+    /// Bytes `start..end` read as zeros from now on: whole pages are discarded, others written.
+    ///
+    /// # Errors
+    /// As [`Object::write`]; pages that were lost stay so unless wholly in the range.
+    pub async fn zero(&self, start: u64, end: u64) -> Result<(), VmError> {
+        if start >= end {
+            return Ok(());
+        }
+        let page = PAGE as u64;
+        let (first_whole, end_whole) = (start.div_ceil(page), end / page);
+        if first_whole > end_whole {
+            return self.zero_part(start, end).await;
+        }
+        self.zero_part(start, first_whole * page).await?;
+        self.zero_part(end_whole * page, end).await?;
+        self.discard(first_whole, end_whole);
+        Ok(())
+    }
+
+    /// Zeros bytes inside one page, if it has any.
+    async fn zero_part(&self, start: u64, end: u64) -> Result<(), VmError> {
+        static ZEROS: [u8; PAGE] = [0; PAGE];
+        let piece = Piece::first(start, (end - start) as usize);
+        let page = piece.at / PAGE;
+        let has_bytes = start < end
+            && self.tree.read().get(piece.chunk).is_some_and(|chunk| {
+                matches!(chunk.lock().page(page), PageIn::Bytes(_) | PageIn::Stored(_))
+            });
+        if !has_bytes {
+            return Ok(());
+        }
+        self.write(start, &ZEROS[..piece.len], Space::Reserve).await.map_err(|(_, error)| error)
+    }
+
+    /// Pages `start..end` become absent at once: their frames and slots are free, nothing is written (R8).
+    pub fn discard(&self, start: u64, end: u64) {
+        let mut gone: Vec<ChunkRef> = Vec::new();
+        let mut next = start / CHUNK_PAGES as u64;
+        loop {
+            let tree = self.tree.read();
+            let Some((number, chunk)) = tree.next(next) else { break };
+            let base = number * CHUNK_PAGES as u64;
+            if base >= end {
+                break;
+            }
+            let from = start.saturating_sub(base) as usize;
+            let to = (end - base).min(CHUNK_PAGES as u64) as usize;
+            let set = pages(from, to);
+            let existing = chunk.lock().existing();
+            drop(tree);
+            if existing & !set == 0 {
+                gone.extend(self.take_chunk(number));
+            } else if existing & set != 0 {
+                // Cannot fail: without a space it asks nobody.
+                let _ = self.with_own_chunk(number, None, |chunk, state| self.drop_pages(chunk, state, set));
+            }
+            next = number + 1;
+        }
+        self.shared.budget.grant();
+    }
+
+    fn drop_pages(&self, chunk: &Chunk, state: &mut ChunkGuard<'_>, set: PageSet) {
+        let count = u64::from(state.discard(set));
+        chunk.account().uncharge(count);
+        self.pages.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Takes a chunk out of the tree. If nobody else shows it, its pages are free already when this returns, also
+    /// when pageout still holds it.
+    fn take_chunk(&self, number: u64) -> Option<ChunkRef> {
+        let mut tree = self.tree.write();
+        if let Found::Own(chunk) = tree.get_own(number) {
+            self.drop_pages(chunk, &mut chunk.lock(), ALL);
+        } else if let Some(chunk) = tree.get(number) {
+            let count = chunk.lock().existing().count_ones();
+            self.pages.fetch_sub(u64::from(count), Ordering::Relaxed);
+        }
+        tree.remove(number)
+    }
+
+    /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or
+    /// discarded. For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
+    pub fn lose(&self, start: u64, end: u64) {
+        let mut at = start;
+        while at < end {
+            let piece = Piece::first(at, usize::try_from(end - at).unwrap_or(usize::MAX));
+            let _ = self.with_own_chunk(piece.chunk, None, |chunk, state| {
+                let new = u64::from(state.lose(piece.pages()));
+                chunk.account().charge_forced(new);
+                self.pages.fetch_add(new, Ordering::Relaxed);
+            });
+            at += piece.len as u64;
+        }
+    }
+
+    /// Pages `start..end` exist from now on: absent ones become zeros that are charged but cost no memory.
+    ///
+    /// # Errors
+    /// [`VmError::NoSpace`] or [`VmError::NoMemory`]; pages made before stay.
+    #[expect(clippy::unused_async, reason = "other locations of pages will wait")]
+    pub async fn allocate(&self, start: u64, end: u64) -> Result<(), VmError> {
+        let mut at = start;
+        while at < end {
+            let number = at / CHUNK_PAGES as u64;
+            let base = number * CHUNK_PAGES as u64;
+            let to = end.min(base + CHUNK_PAGES as u64);
+            let set = pages((at - base) as usize, (to - base) as usize);
+            self.with_own_chunk(number, Some(Space::Normal), |chunk, state| {
+                let new = u64::from((set & !state.existing()).count_ones());
+                if !chunk.account().try_charge(new, Space::Normal) {
+                    return Err(VmError::NoSpace);
+                }
+                state.allocate(set);
+                self.pages.fetch_add(new, Ordering::Relaxed);
+                Ok(())
+            })??;
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// An object with the same pages, sharing them until one side writes (R40, R58). The first owner goes on paying
+    /// for what is shared.
+    #[must_use]
+    pub fn fork(&self) -> Object {
+        // Exclusive: no write is half done in a chunk, and none takes a shared chunk for its own.
+        let tree = self.tree.write();
+        Object {
+            shared: self.shared.clone(),
+            account: self.account.clone(),
+            tree: RwLock::new(tree.clone()),
+            pages: AtomicU64::new(self.pages.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The first page at or after `page` that is not absent.
+    pub fn next_data(&self, page: u64) -> Option<u64> {
+        let tree = self.tree.read();
+        let mut next = page / CHUNK_PAGES as u64;
+        while let Some((number, chunk)) = tree.next(next) {
+            let base = number * CHUNK_PAGES as u64;
+            let from = page.saturating_sub(base) as usize;
+            let found = members(chunk.lock().existing() & pages(from, CHUNK_PAGES)).next();
+            if let Some(found) = found {
+                return Some(base + found as u64);
+            }
+            next = number + 1;
+        }
+        None
+    }
+
+    /// The first absent page at or after `page`.
+    pub fn next_hole(&self, page: u64) -> u64 {
+        let tree = self.tree.read();
+        let mut at = page;
+        loop {
+            let number = at / CHUNK_PAGES as u64;
+            let base = number * CHUNK_PAGES as u64;
+            let Some(chunk) = tree.get(number) else { return at };
+            let absent = !chunk.lock().existing() & pages((at - base) as usize, CHUNK_PAGES);
+            if let Some(found) = members(absent).next() {
+                return base + found as u64;
+            }
+            at = base + CHUNK_PAGES as u64;
+        }
+    }
+
+    /// Pages that are not absent.
+    pub fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Calls `f` with each chunk's number and state. For [`crate::testing`].
+    pub(crate) fn for_each_chunk(&self, mut f: impl FnMut(u64, &Arc<Chunk>)) {
+        let tree = self.tree.read();
+        let mut next = 0;
+        while let Some((number, chunk)) = tree.next(next) {
+            f(number, chunk);
+            next = number + 1;
+        }
+    }
+}
+
+/// Copies bytes `at..` of a page into `out`; the page is zero past `page.len()`.
+fn copy_padded(out: &mut [u8], page: &[u8], at: usize) {
+    let here = page.get(at..).unwrap_or(&[]);
+    let n = here.len().min(out.len());
+    out[..n].copy_from_slice(&here[..n]);
+    out[n..].fill(0);
+}

@@ -1,0 +1,168 @@
+//! The page queues: which chunks hold resident pages, in the order in which pageout should look at them.
+//!
+//! Two lists, as every Mach and BSD has them: new chunks enter the inactive queue; one that was used again by the
+//! time pageout gets to it moves to the active queue, which refills the inactive one when that runs short. Below
+//! another cache (the kernel's) an access that we see is a miss there, so one bit of history is all we keep.
+//!
+//! Entries are links in a pool, not in the chunks: leaving is O(1), and entries of dead chunks never pile up.
+
+use std::collections::VecDeque;
+
+use crate::chunk::Chunk;
+use crate::sync::{Arc, Weak};
+
+/// A place on the queues, kept by the chunk that holds it.
+pub(crate) type QueueSlot = u32;
+/// What a chunk that is on no queue keeps.
+pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
+
+const NONE: u32 = u32::MAX;
+const BLOCK: usize = 512;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Inactive,
+    Active,
+}
+
+struct Entry {
+    prev: u32,
+    next: u32,
+    on: Which,
+    chunk: Option<Weak<Chunk>>,
+}
+
+#[derive(Debug)]
+struct List {
+    head: u32,
+    tail: u32,
+    len: usize,
+}
+
+const EMPTY: List = List { head: NONE, tail: NONE, len: 0 };
+
+/// Both queues. A leaf lock but for the store's allocator: taken with a chunk locked, never the other way round.
+pub(crate) struct Queues {
+    /// Blocks of entries: nothing grows as one piece (R75).
+    pool: VecDeque<Box<[Entry]>>,
+    free: u32,
+    inactive: List,
+    active: List,
+}
+
+impl std::fmt::Debug for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queues(inactive {}, active {})", self.inactive.len, self.active.len)
+    }
+}
+
+impl Queues {
+    pub(crate) fn new() -> Queues {
+        Queues { pool: VecDeque::new(), free: NONE, inactive: EMPTY, active: EMPTY }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.inactive.len + self.active.len
+    }
+
+    fn entry(&mut self, slot: u32) -> &mut Entry {
+        let slot = slot as usize;
+        &mut self.pool[slot / BLOCK][slot % BLOCK]
+    }
+
+    fn list(&mut self, which: Which) -> &mut List {
+        match which {
+            Which::Inactive => &mut self.inactive,
+            Which::Active => &mut self.active,
+        }
+    }
+
+    /// Puts a chunk at the end of the inactive queue.
+    pub(crate) fn insert(&mut self, chunk: Weak<Chunk>) -> QueueSlot {
+        if self.free == NONE {
+            self.grow();
+        }
+        let slot = self.free;
+        self.free = self.entry(slot).next;
+        self.entry(slot).chunk = Some(chunk);
+        self.append(slot, Which::Inactive);
+        slot
+    }
+
+    /// Takes a chunk off whichever queue it is on.
+    pub(crate) fn remove(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        let free = self.free;
+        let entry = self.entry(slot);
+        entry.chunk = None;
+        entry.next = free;
+        self.free = slot;
+    }
+
+    /// Moves a chunk that was used again to the end of the active queue.
+    pub(crate) fn activate(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        self.append(slot, Which::Active);
+    }
+
+    /// The next chunk pageout should look at. It goes to the end of its queue, so that one that cannot be had now
+    /// does not stand in the way. `None` within the call: the entry's chunk is just going away.
+    pub(crate) fn next_victim(&mut self) -> Option<Option<Arc<Chunk>>> {
+        // A third of all is enough to tell what is used again from what is not.
+        if self.inactive.len * 2 < self.active.len {
+            let oldest = self.active.head;
+            self.unlink(oldest);
+            self.append(oldest, Which::Inactive);
+        }
+        let slot = match (self.inactive.head, self.active.head) {
+            (NONE, NONE) => return None,
+            (NONE, active) => active,
+            (inactive, _) => inactive,
+        };
+        self.unlink(slot);
+        self.append(slot, Which::Inactive);
+        Some(self.entry(slot).chunk.as_ref().and_then(Weak::upgrade))
+    }
+
+    fn grow(&mut self) {
+        let base = u32::try_from(self.pool.len() * BLOCK).expect("fewer chunks than 2^32");
+        let last = BLOCK as u32 - 1;
+        let block = (0..=last).map(|i| Entry {
+            prev: NONE,
+            next: if i == last { NONE } else { base + i + 1 },
+            on: Which::Inactive,
+            chunk: None,
+        });
+        self.pool.push_back(block.collect());
+        self.free = base;
+    }
+
+    fn append(&mut self, slot: u32, which: Which) {
+        let tail = self.list(which).tail;
+        let entry = self.entry(slot);
+        (entry.prev, entry.next, entry.on) = (tail, NONE, which);
+        if tail == NONE {
+            self.list(which).head = slot;
+        } else {
+            self.entry(tail).next = slot;
+        }
+        let list = self.list(which);
+        list.tail = slot;
+        list.len += 1;
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Entry { prev, next, on, .. } = *self.entry(slot);
+        if prev == NONE {
+            self.list(on).head = next;
+        } else {
+            self.entry(prev).next = next;
+        }
+        if next == NONE {
+            self.list(on).tail = prev;
+        } else {
+            self.entry(next).prev = prev;
+        }
+        self.list(on).len -= 1;
+    }
+}

@@ -1,0 +1,77 @@
+//! A value that comes later: what an operation that cannot finish now leaves behind.
+//!
+//! A [`Ticket`] is a future; whoever drives the VM decides what waiting means (parked requests in production, a
+//! seeded scheduler in the simulation). Dropping either side is fine: a value nobody waits for is dropped, and a
+//! ticket whose sender is gone answers `None`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use crate::sync::{Arc, Mutex};
+
+#[derive(Debug)]
+enum State<T> {
+    Waiting(Option<Waker>),
+    Ready(T),
+    Closed,
+}
+
+/// Completes its ticket, once.
+#[derive(Debug)]
+pub(crate) struct Sender<T>(Arc<Mutex<State<T>>>);
+
+/// Resolves to what the sender sent, or `None` when it was dropped without sending.
+#[derive(Debug)]
+pub(crate) struct Ticket<T>(Arc<Mutex<State<T>>>);
+
+pub(crate) fn ticket<T>() -> (Sender<T>, Ticket<T>) {
+    let state = Arc::new(Mutex::new(State::Waiting(None)));
+    (Sender(state.clone()), Ticket(state))
+}
+
+impl<T> Sender<T> {
+    /// Hands over the value. The waker runs on the caller's stack and may do no more than make a task runnable:
+    /// memory comes free, and so tickets complete, under locks too.
+    pub(crate) fn send(self, value: T) {
+        self.finish(State::Ready(value));
+    }
+
+    fn finish(&self, end: State<T>) {
+        let mut state = self.0.lock();
+        if matches!(*state, State::Waiting(_)) {
+            let State::Waiting(waker) = std::mem::replace(&mut *state, end) else { unreachable!() };
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Whether somebody still holds the ticket.
+    pub(crate) fn is_wanted(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        self.finish(State::Closed);
+    }
+}
+
+impl<T> Future for Ticket<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, State::Closed) {
+            State::Ready(value) => Poll::Ready(Some(value)),
+            State::Closed => Poll::Ready(None),
+            State::Waiting(_) => {
+                *state = State::Waiting(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}

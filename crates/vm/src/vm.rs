@@ -1,0 +1,302 @@
+//! The VM as a whole: what its objects share, and how a driver runs it.
+
+use std::sync::OnceLock;
+
+use overspill_store::Store;
+use overspill_store::codec::MAX_CLUSTER;
+use overspill_sys::Arena;
+
+use crate::account::Account;
+use crate::budget::{Budget, Charge, Pressure};
+use crate::counters::Counters;
+use crate::error::VmError;
+use crate::extent::{Extent, ExtentSpace};
+use crate::fetch::{Begun, Fetch, FetchSlot, Fetches, SLOT_COST};
+use crate::io::{Io, IoQueue, ReadIo};
+use crate::object::Object;
+use crate::pageout::{Pageout, Step};
+use crate::queue::Queues;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Mutex, Weak};
+use crate::{CHUNK, PAGE};
+
+/// How a VM is laid out.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Bytes of RAM the VM may use, everything counted.
+    pub memory_bytes: usize,
+    /// Bytes of one batch of pageout.
+    pub batch_bytes: usize,
+    /// How many batches there are: what can be under way to the store at once.
+    pub batches: usize,
+    /// How many clusters can be held unpacked for readers at once.
+    pub fetch_slots: usize,
+}
+
+impl VmConfig {
+    /// A layout for `memory_bytes`: buffers take at most an eighth of it.
+    pub fn new(memory_bytes: usize) -> VmConfig {
+        let batch_bytes = (memory_bytes / 64).clamp(2 * CHUNK, 1 << 20).next_multiple_of(PAGE) + MAX_CLUSTER;
+        VmConfig {
+            memory_bytes,
+            batch_bytes,
+            batches: 4,
+            fetch_slots: (memory_bytes / 16 / SLOT_COST).clamp(4, 64),
+        }
+    }
+
+    fn buffers(&self, with_store: bool) -> usize {
+        if with_store { self.batches * self.batch_bytes + self.fetch_slots * SLOT_COST } else { 0 }
+    }
+}
+
+/// What the VM tells its driver. Called with no lock held, often; must not block.
+pub trait Signals: Send + Sync {
+    /// Memory is short: call [`Vm::pageout`] until it rests.
+    fn pageout_wanted(&self);
+    /// [`Vm::next_io`] has something.
+    fn io_ready(&self);
+}
+
+/// Nobody listens: whoever tests the VM looks for itself.
+struct Deaf;
+
+impl Signals for Deaf {
+    fn pageout_wanted(&self) {}
+    fn io_ready(&self) {}
+}
+
+/// What all objects of a VM share.
+pub(crate) struct Shared {
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) arena: std::sync::Arc<Arena>,
+    pub(crate) queues: Mutex<Queues>,
+    pub(crate) counters: Counters,
+    pub(crate) io: IoQueue,
+    space: Option<Arc<ExtentSpace>>,
+    fetches: Fetches,
+    pageout: Pageout,
+    signals: OnceLock<std::sync::Arc<dyn Signals>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vm({:?})", self.budget)
+    }
+}
+
+impl Shared {
+    pub(crate) fn signals(&self) -> &dyn Signals {
+        self.signals.get().map_or(&Deaf, |signals| &**signals)
+    }
+
+    /// Begins to read an extent, or joins who did.
+    pub(crate) fn begin_fetch(&self, extent: &Arc<Extent>, slot: Option<FetchSlot>) -> Begun {
+        let begun = self.fetches.begin(extent, slot);
+        if let Begun::New(fetch) = &begun {
+            self.io.push_read(ReadIo(fetch.clone()));
+            self.signals().io_ready();
+        }
+        begun
+    }
+
+    fn complete_read(&self, fetch: &Arc<Fetch>, result: std::io::Result<&[u8]>) {
+        self.counters.store_reads.add(1);
+        let unpacked = match result {
+            Ok(payload) => fetch.unpack(payload),
+            Err(error) => {
+                tracing::warn!(%error, start = fetch.extent.start(), "store read failed");
+                Err(VmError::StoreRead)
+            }
+        };
+        match &unpacked {
+            Ok(_) => self.counters.page_ins.add(u64::from(fetch.extent.pages().count_ones())),
+            Err(_) => self.counters.errors.add(1),
+        }
+        if matches!(unpacked, Err(VmError::Lost)) {
+            tracing::error!(start = fetch.extent.start(), "store returned damaged data; its pages are lost");
+        }
+        self.fetches.end(fetch);
+        fetch.finish(unpacked);
+    }
+}
+
+/// The budget's way to the driver.
+struct ToDriver(OnceLock<Weak<Shared>>);
+
+struct PressureOf(std::sync::Arc<ToDriver>);
+
+impl Pressure for PressureOf {
+    fn memory_is_short(&self) {
+        if let Some(shared) = self.0.0.get().and_then(Weak::upgrade) {
+            shared.signals().pageout_wanted();
+        }
+    }
+}
+
+/// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle.
+///
+/// It owns no thread and never blocks. A driver runs it: [`Vm::pageout`] when memory is short, [`Vm::next_io`] and
+/// [`Vm::complete`] for the store's I/O, the store's `maintain` when pageout asks for it.
+#[derive(Debug, Clone)]
+pub struct Vm(pub(crate) Arc<Shared>);
+
+impl Vm {
+    /// A VM that pages to `store`, or keeps everything in memory when there is none.
+    ///
+    /// # Errors
+    /// [`VmError::Arena`] when address space cannot be had, [`VmError::NoMemory`] when `memory_bytes` does not
+    /// even hold the buffers.
+    pub fn new(config: &VmConfig, store: Option<std::sync::Arc<dyn Store>>) -> Result<Vm, VmError> {
+        let buffers = config.buffers(store.is_some());
+        let limit = config.memory_bytes.checked_sub(buffers).filter(|&left| left >= 4 * PAGE);
+        let limit = limit.ok_or(VmError::NoMemory)?;
+        let charged = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let arena = Arena::new(limit.div_ceil(PAGE), charged.clone()).map_err(|error| {
+            tracing::error!(%error, "no arena");
+            VmError::Arena
+        })?;
+        let to_driver = std::sync::Arc::new(ToDriver(OnceLock::new()));
+        let budget = Budget::new(charged, limit, Box::new(PressureOf(to_driver.clone())));
+        let space = store.map(ExtentSpace::new);
+        let shared = Arc::new(Shared {
+            budget,
+            arena,
+            queues: Mutex::new(Queues::new()),
+            counters: Counters::default(),
+            io: IoQueue::default(),
+            fetches: Fetches::new(config.fetch_slots),
+            pageout: Pageout::new(space.clone(), config.batches, config.batch_bytes),
+            space,
+            signals: OnceLock::new(),
+        });
+        let _ = to_driver.0.set(Arc::downgrade(&shared));
+        Ok(Vm(shared))
+    }
+
+    /// Names who is told when there is work. Once; later calls are ignored.
+    pub fn set_signals(&self, signals: std::sync::Arc<dyn Signals>) {
+        let _ = self.0.signals.set(signals);
+    }
+
+    /// A new, empty object, charged to `account`.
+    pub fn object(&self, account: &std::sync::Arc<Account>) -> Object {
+        Object::new(&self.0, account)
+    }
+
+    /// Counts wired metadata of the caller's (inodes, names) in the budget while the guard lives. Never waits.
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when metadata takes too large a part of the budget already.
+    pub fn charge(&self, bytes: usize) -> Result<Charge, VmError> {
+        self.0.budget.charge(bytes)
+    }
+
+    /// One step of pageout.
+    pub fn pageout(&self) -> Step {
+        self.0.pageout.step(&self.0)
+    }
+
+    /// Whether memory is below its low watermark: pageout is at work or should be.
+    pub fn is_short(&self) -> bool {
+        self.0.budget.below_low()
+    }
+
+    /// Evicts every page as soon as it can be, whatever the budget, for tests and debugging.
+    pub fn set_eager(&self, eager: bool) {
+        self.0.pageout.eager.store(eager, Ordering::Relaxed);
+        self.0.signals().pageout_wanted();
+    }
+
+    /// Pageout's batches that are at the store now.
+    pub fn writes_in_flight(&self) -> usize {
+        self.0.pageout.in_flight()
+    }
+
+    /// A request to the store that nobody has taken yet.
+    pub fn next_io(&self) -> Option<Io> {
+        self.0.io.next()
+    }
+
+    /// As [`Vm::next_io`], but reads only: for a driver's threads that must stay free of slow writes.
+    pub fn next_read(&self) -> Option<ReadIo> {
+        self.0.io.next_read()
+    }
+
+    /// Ends a write.
+    pub fn complete_write(&self, io: crate::WriteIo, result: std::io::Result<()>) {
+        self.0.pageout.complete(&self.0, io, result);
+        if self.0.budget.below_low() {
+            self.0.signals().pageout_wanted();
+        }
+    }
+
+    /// Ends a read with the bytes read, [`ReadIo::len`] of them. Unpacks them here, on the driver's thread.
+    #[expect(clippy::needless_pass_by_value, reason = "a request ends once")]
+    pub fn complete_read(&self, io: ReadIo, result: std::io::Result<&[u8]>) {
+        self.0.complete_read(&io.0, result);
+    }
+
+    /// Work to be done now and then, off the pageout path: gives free memory back to the kernel.
+    pub fn maintain(&self) {
+        self.0.arena.release();
+        self.0.budget.grant();
+    }
+
+    /// The store, for its `maintain` and `usage`.
+    pub fn store(&self) -> Option<&std::sync::Arc<dyn Store>> {
+        self.0.space.as_ref().map(|space| &space.store)
+    }
+
+    /// What it holds and has done.
+    pub fn stats(&self) -> VmStats {
+        let shared = &self.0;
+        let c = &shared.counters;
+        VmStats {
+            limit_bytes: shared.budget.limit(),
+            charged_bytes: shared.budget.charged(),
+            metadata_bytes: shared.budget.metadata(),
+            arena_bytes: shared.arena.touched_bytes(),
+            resident_bytes: c.resident_pages() * PAGE,
+            dirty_bytes: c.dirty_pages() * PAGE,
+            stored_page_bytes: c.stored_pages() * PAGE,
+            stored_bytes: shared.space.as_ref().map_or(0, |space| space.bytes()),
+            page_ins: c.page_ins.get(),
+            page_outs: c.page_outs.get(),
+            store_reads: c.store_reads.get(),
+            store_writes: c.store_writes.get(),
+            errors: c.errors.get(),
+        }
+    }
+}
+
+/// A snapshot of a VM. Bytes and counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmStats {
+    /// What pages and metadata may take: the budget less fixed buffers.
+    pub limit_bytes: usize,
+    /// What they take, reservations included.
+    pub charged_bytes: usize,
+    /// Metadata's part of that.
+    pub metadata_bytes: usize,
+    /// Memory of the kernel's that the frame arena may hold.
+    pub arena_bytes: usize,
+    /// Resident pages, each counted as a whole one.
+    pub resident_bytes: usize,
+    /// Resident pages that no store has, each counted as a whole one.
+    pub dirty_bytes: usize,
+    /// Pages that a store has, as many bytes as they were.
+    pub stored_page_bytes: usize,
+    /// Bytes of the store that they take there.
+    pub stored_bytes: u64,
+    /// Pages read back from the store.
+    pub page_ins: u64,
+    /// Pages written to the store.
+    pub page_outs: u64,
+    /// Read requests to the store.
+    pub store_reads: u64,
+    /// Write requests to the store.
+    pub store_writes: u64,
+    /// Failed requests and damaged clusters.
+    pub errors: u64,
+}
