@@ -61,6 +61,7 @@ struct Edit {
 
 /// Nodes made ahead, for [`Blist::prepare`] to use under a lock.
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "boxed before a lock is taken, moved into the tree under it")]
 pub struct Stock {
     segments: Vec<Box<Segment>>,
     metas: Vec<Box<Meta>>,
@@ -73,7 +74,9 @@ impl Stock {
         let segments = (blocks / SEGMENT + 2) as usize;
         let metas = (1..=MAX_LEVELS).map(|level| segments / RADIX.pow(level) + 2).sum();
         Stock {
-            segments: std::iter::repeat_with(|| Box::new(Segment { bits: [0; RADIX] })).take(segments).collect(),
+            segments: std::iter::repeat_with(|| Box::new(Segment { bits: [0; RADIX] }))
+                .take(segments)
+                .collect(),
             metas: std::iter::repeat_with(|| Box::new(Meta::new())).take(metas).collect(),
         }
     }
@@ -337,7 +340,7 @@ impl Blist {
     /// segment. Allocates no memory.
     pub fn allocate(&mut self, min: u32, max: u32) -> Option<Run> {
         let min = min.max(1) as usize;
-        if min > SEG || self.free as usize <= min - 1 {
+        if min > SEG || (self.free as usize) < min {
             return None;
         }
         let max = (max as usize).clamp(min, SEG);

@@ -81,7 +81,9 @@ impl Pair {
                 cells.iter_mut().filter(|f| f.is_none()).for_each(|f| *f = Some(true));
             }
             Op::Allocate(min, max) => match self.tree.allocate(min, max) {
-                None => prop_assert!(self.model.longest() < min, "refused {min}, has {}", self.model.longest()),
+                None => {
+                    prop_assert!(self.model.longest() < min, "refused {min}, has {}", self.model.longest())
+                }
                 Some(run) => {
                     prop_assert!(run.blocks >= min && run.blocks <= max);
                     prop_assert_eq!(run.start / SEGMENT, (run.start + run.blocks - 1) / SEGMENT);
@@ -97,9 +99,8 @@ impl Pair {
                 let middle = Run { start: run.start + front, blocks: run.blocks - front - back };
                 self.give_back(middle)?;
                 let parts = [(run.start, front), (middle.start + middle.blocks, back)];
-                self.held.extend(
-                    parts.iter().filter(|p| p.1 > 0).map(|&(start, blocks)| Run { start, blocks }),
-                );
+                self.held
+                    .extend(parts.iter().filter(|p| p.1 > 0).map(|&(start, blocks)| Run { start, blocks }));
             }
             Op::TakeGroups(below) => {
                 let below = below.min(self.tree.prepared());
@@ -174,7 +175,11 @@ fn wraps_to_the_long_holes_before_the_short_ones() {
     tree.free(Run { start: 10, blocks: 3 });
     tree.free(Run { start: 500, blocks: 90 });
     assert_eq!(tree.allocate(2, 64), Some(Run { start: 500, blocks: 64 }));
-    assert_eq!(tree.allocate(2, 64), Some(Run { start: 564, blocks: 26 }), "the last run of its length class");
+    assert_eq!(
+        tree.allocate(2, 64),
+        Some(Run { start: 564, blocks: 26 }),
+        "the last run of its length class"
+    );
     assert_eq!(tree.allocate(2, 64), Some(Run { start: 10, blocks: 3 }));
     assert_eq!(tree.allocate(1, 64), None);
     assert!(tree.is_allocated(all));

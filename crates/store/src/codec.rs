@@ -291,17 +291,16 @@ fn find_pages(encoded: &Encoded, raw: &[u8]) -> Option<Pages> {
         Layout::Full => 0,
         Layout::Listed => count * 2,
     };
-    for i in 0..count {
-        bounds[i] = to_u32(at);
-        at += match encoded.layout {
+    for (i, bound) in bounds.iter_mut().enumerate().take(count) {
+        *bound = to_u32(at);
+        let len = match encoded.layout {
             Layout::Full => BLOCK,
-            Layout::Listed => {
-                usize::from(u16::from_le_bytes(raw.get(i * 2..i * 2 + 2)?.try_into().ok()?))
-            }
+            Layout::Listed => usize::from(u16::from_le_bytes(raw.get(i * 2..i * 2 + 2)?.try_into().ok()?)),
         };
-        if at - bounds[i] as usize > BLOCK {
+        if len > BLOCK {
             return None;
         }
+        at += len;
     }
     bounds[count] = to_u32(at);
     (at == raw.len()).then_some(Pages { count, bounds })
@@ -326,7 +325,7 @@ mod tests {
             (0..len)
                 .map(|i| match kind {
                     0 => 0,
-                    1 => u8::try_from((i as u64 / 7 ^ seed) & 0x3f).unwrap(),
+                    1 => u8::try_from(((i as u64 / 7) ^ seed) & 0x3f).unwrap(),
                     _ => {
                         state ^= state << 13;
                         state ^= state >> 7;

@@ -179,7 +179,7 @@ impl Faults {
     }
 }
 
-/// Any store, with faults. See the source of this module for what each must become above.
+/// Any store, with faults. See the module for what each must become above.
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
     faults: Arc<Faults>,
@@ -234,7 +234,8 @@ impl Store for FaultyStore {
         if limit == u64::MAX {
             return self.inner.allocate(min, max);
         }
-        let room = u32::try_from(limit.saturating_sub(self.inner.usage().allocated_blocks)).unwrap_or(u32::MAX);
+        let room =
+            u32::try_from(limit.saturating_sub(self.inner.usage().allocated_blocks)).unwrap_or(u32::MAX);
         if room < min { Err(AllocError::Full) } else { self.inner.allocate(min, max.min(room)) }
     }
 

@@ -13,7 +13,7 @@
 
 pub mod blist;
 pub mod codec;
-mod faulty;
+pub mod faulty;
 mod file;
 mod mem;
 
@@ -86,7 +86,7 @@ pub trait Store: Send + Sync + 'static {
 /// Refuses buffers that break the contract of [`Store`], in every store alike: what a memory store would
 /// forgive, a disk would not.
 fn check_buffer(buf: &[u8]) -> io::Result<()> {
-    if buf.len() % BLOCK == 0 && buf.as_ptr().addr() % BLOCK == 0 {
+    if buf.len().is_multiple_of(BLOCK) && buf.as_ptr().addr().is_multiple_of(BLOCK) {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidInput, "buffer is not page-aligned or not whole blocks"))

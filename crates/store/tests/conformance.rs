@@ -81,13 +81,12 @@ fn bad_io_is_refused(store: &dyn Store) {
 fn upkeep_races_nobody(store: &Arc<dyn Store>) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..4u32)
-            .map(|worker| scope.spawn(move || work(store.as_ref(), worker)))
-            .collect();
+        let workers: Vec<_> =
+            (1..4u32).map(|worker| scope.spawn(move || work(store.as_ref(), worker))).collect();
         scope.spawn(|| {
             let mut turn = 0u32;
             while !done.load(Ordering::Relaxed) {
-                store.maintain(turn % 3 == 0);
+                store.maintain(turn.is_multiple_of(3));
                 turn += 1;
             }
         });

@@ -122,7 +122,12 @@ fn contents(tag: u64) -> Vec<Vec<u8>> {
             })
             .collect::<Vec<u8>>()
     };
-    vec![page(BLOCK, tag % 2 == 0), page(BLOCK, tag % 3 == 0), page(BLOCK, tag % 3 != 0), page(1000, true)]
+    vec![
+        page(BLOCK, tag.is_multiple_of(2)),
+        page(BLOCK, tag.is_multiple_of(3)),
+        page(BLOCK, !tag.is_multiple_of(3)),
+        page(1000, true),
+    ]
 }
 
 // R6: corruption is an error, never wrong bytes; and a seed replays exactly.

@@ -6,9 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::{allocate, disk_dir, holds, pattern, settle};
-use overspill_store::{
-    AllocError, BLOCK, FileStore, FsKind, IoMode, Run, Store, StoreError, check_location,
-};
+use overspill_store::{AllocError, BLOCK, FileStore, FsKind, IoMode, Run, Store, StoreError, check_location};
 
 const MIB: u64 = 1 << 20;
 

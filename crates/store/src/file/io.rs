@@ -42,8 +42,7 @@ pub(super) struct Io {
 
 impl Io {
     pub(super) fn new(file: File, direct: bool) -> Io {
-        let in_memory =
-            rustix::fs::fstatfs(&file).is_ok_and(|s| open::kind_of(&s) == open::FsKind::Memory);
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|s| open::kind_of(&s) == open::FsKind::Memory);
         let direct = direct && open::direct_is_offered(&file) && open::set_direct(&file, true);
         let io = Io {
             file,

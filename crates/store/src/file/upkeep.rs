@@ -117,7 +117,9 @@ impl FileStore {
             match retry(|| rustix::fs::fallocate(&self.io.file, FallocateFlags::empty(), offset, len)) {
                 Ok(()) => return true,
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    tracing::warn!("the store's file system cannot preallocate: it may say that it is full late");
+                    tracing::warn!(
+                        "the store's file system cannot preallocate: it may say that it is full late"
+                    );
                     upkeep.cannot_prepare = true;
                 }
                 Err(errno) => {

@@ -5,12 +5,12 @@ use overspill_store::{AllocError, BLOCK, Run, Store};
 use overspill_sys::AlignedBuf;
 
 /// A directory on a real disk where there is one: beside the build, not in a /tmp that may be a tmpfs.
-pub fn disk_dir() -> tempfile::TempDir {
+pub(crate) fn disk_dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
 /// Allocates as a pager does: prepares when told to.
-pub fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError> {
+pub(crate) fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError> {
     for _ in 0..100_000 {
         match store.allocate(min, max) {
             Err(AllocError::NotReady) => {
@@ -23,7 +23,7 @@ pub fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError
 }
 
 /// Bytes that only this run of this owner has.
-pub fn pattern(run: Run, owner: u64) -> AlignedBuf {
+pub(crate) fn pattern(run: Run, owner: u64) -> AlignedBuf {
     let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
     for (i, word) in buf.chunks_exact_mut(8).enumerate() {
         let value = (u64::from(run.start) << 32 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ owner;
@@ -33,14 +33,14 @@ pub fn pattern(run: Run, owner: u64) -> AlignedBuf {
 }
 
 /// Whether the store holds just what `pattern` says.
-pub fn holds(store: &dyn Store, run: Run, owner: u64) -> bool {
+pub(crate) fn holds(store: &dyn Store, run: Run, owner: u64) -> bool {
     let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
     store.read(run.start, &mut buf).unwrap();
     buf[..] == pattern(run, owner)[..]
 }
 
 /// Maintains until there is nothing more to do.
-pub fn settle(store: &dyn Store, pressure: bool) {
+pub(crate) fn settle(store: &dyn Store, pressure: bool) {
     for _ in 0..100_000 {
         if !store.maintain(pressure) {
             return;
