@@ -52,7 +52,7 @@ impl fmt::Debug for TmpFsConfig {
 /// A temporary file system.
 ///
 /// # Locks
-/// In this order, each class left before one to its left is taken:
+/// Taken in this order:
 ///
 /// 1. *name*: the rename mutex, for renames from one directory to another, which are therefore one at a time and can
 ///    follow `..` in peace; then directories' locks, several by ascending inode number;
@@ -276,5 +276,33 @@ impl RenameMode {
             2 => Ok(RenameMode::Exchange),
             _ => Err(FsError::Invalid),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dir::Entry;
+    use crate::{SetAttr, WriteFlags};
+
+    /// A driver parks requests and moves them between threads.
+    #[test]
+    fn requests_can_move_between_threads() {
+        fn sendable<T: Send>(_: Option<T>) {}
+        fn shareable<T: Send + Sync>() {}
+        shareable::<TmpFs>();
+        let of = |fs: &'static TmpFs| {
+            sendable(Some(fs.write(1, 0, &[], WriteFlags::default())));
+            sendable(Some(fs.setattr(1, SetAttr::default(), Caller::default())));
+            sendable(Some(fs.fallocate(1, 0, 1, crate::FallocateMode::PunchHole)));
+        };
+        let _: fn(&'static TmpFs) = of;
+    }
+
+    /// What a file costs in wired memory is these two, their indexes and nothing else.
+    #[test]
+    fn an_inode_and_its_name_stay_small() {
+        assert!(size_of::<Inode>() <= 400, "{}", size_of::<Inode>());
+        assert!(size_of::<Entry>() <= 72, "{}", size_of::<Entry>());
     }
 }

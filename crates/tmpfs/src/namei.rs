@@ -72,7 +72,7 @@ impl TmpFs {
     ///
     /// # Errors
     /// As [`mknod`](TmpFs::mknod); [`FsError::NameTooLong`] for a target of more than
-    /// [`SYMLINK_MAX`](crate::SYMLINK_MAX) bytes.
+    /// [`SYMLINK_MAX`] bytes.
     pub fn symlink(&self, parent: u64, name: &[u8], target: &[u8], caller: Caller) -> Result<Attr, FsError> {
         if target.is_empty() {
             return Err(FsError::NotFound);

@@ -195,3 +195,45 @@ fn moved(inode: &Inode, parent: &Inode, now: Timestamp) {
     }
     inode.meta().ctime = now;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Caller, TmpFsConfig};
+    use overspill_vm::{Vm, VmConfig};
+
+    fn fs() -> TmpFs {
+        let vm = Vm::new(&VmConfig::new(8 << 20), None).unwrap();
+        let clock = Arc::new(Timestamp::default);
+        let (mode, uid, gid) = (0o755, 0, 0);
+        TmpFs::new(TmpFsConfig { vm, size_pages: 10, nr_inodes: None, mode, uid, gid, clock }).unwrap()
+    }
+
+    /// The gap between looking names up and locking, too short to be hit by chance.
+    #[test]
+    fn a_plan_that_others_overtook_is_given_up() {
+        let fs = fs();
+        for name in [b"from", b"into", b"else"] {
+            fs.create(1, name, 0o644, Caller::default()).unwrap();
+        }
+        let root = fs.inode(1).unwrap();
+        let (old_name, new_name) = (fs.name(b"from").unwrap(), fs.name(b"into").unwrap());
+        let plan = |source: &[u8], target: Option<&[u8]>| Plan {
+            old_parent: &root,
+            old_name,
+            new_parent: &root,
+            new_name,
+            mode: RenameMode::Replace,
+            source: fs.inode(fs.lookup(1, source).unwrap().ino).unwrap(),
+            target: target.map(|name| fs.inode(fs.lookup(1, name).unwrap().ino).unwrap()),
+            now: fs.now(),
+        };
+        assert_eq!(fs.try_rename(&plan(b"else", Some(b"into"))), None, "another source");
+        assert_eq!(fs.try_rename(&plan(b"from", Some(b"else"))), None, "another target");
+        assert_eq!(fs.try_rename(&plan(b"from", None)), None, "a target has come");
+        let good = plan(b"from", Some(b"into"));
+        assert_eq!(fs.try_rename(&good), Some(Ok(())));
+        assert_eq!(fs.try_rename(&good), None, "the source has gone");
+        assert_eq!(fs.stats().inodes - 1, 2 + 1, "the replaced inode is only held by the plan");
+    }
+}

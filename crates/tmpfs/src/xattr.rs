@@ -29,7 +29,7 @@ impl TmpFs {
     ///
     /// # Errors
     /// [`FsError::Exists`] and [`FsError::NoAttribute`] as `mode` asks; [`FsError::AttributeTooBig`] for more than
-    /// [`XATTR_SIZE_MAX`](crate::XATTR_SIZE_MAX) bytes of value or of names; [`FsError::Unsupported`] outside of
+    /// [`XATTR_SIZE_MAX`] bytes of value or of names; [`FsError::Unsupported`] outside of
     /// `user.`, `security.` and `trusted.`; [`FsError::NotPermitted`] for `user.` on a link, fifo, socket or device;
     /// [`FsError::Range`]; [`FsError::Memory`].
     pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {

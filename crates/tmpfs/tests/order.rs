@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use common::{ME, ROOT, fs_on, noise, read, truncate, vm, write};
 use futures_lite::future::block_on;
-use overspill_tmpfs::{SetAttr, TmpFs, WriteFlags};
+use overspill_tmpfs::{FallocateMode, SetAttr, TmpFs, WriteFlags};
 use overspill_vm::{PAGE, testing};
 
 const P: u64 = PAGE as u64;
@@ -78,6 +78,19 @@ fn a_truncation_waits_for_a_parked_write_and_goes_before_what_comes_after_it() {
 }
 
 #[test]
+fn a_punch_waits_for_a_parked_write() {
+    let (fs, ino) = full();
+    let data = [5; 8 * PAGE];
+    let mut writing = pin!(parked_write!(fs, ino, 0, &data));
+    assert!(poll(&mut writing).is_pending(), "memory is full");
+    let mut punching = pin!(fs.fallocate(ino, P, P, FallocateMode::PunchHole));
+    assert!(poll(&mut punching).is_pending(), "a write is under way");
+    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
+    assert_eq!(testing::block_on(fs.vm(), punching), Ok(()));
+    assert_eq!(read(&fs, ino, 0, 3 * PAGE).unwrap(), [[5; PAGE], [0; PAGE], [5; PAGE]].concat());
+}
+
+#[test]
 fn a_parked_write_stops_no_other_file_and_no_attribute() {
     let (fs, ino) = full();
     let other = fs.create(ROOT, b"other", 0o644, ME).unwrap().ino;
@@ -97,7 +110,6 @@ fn a_parked_write_stops_no_other_file_and_no_attribute() {
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
     assert_eq!(fs.account().used(), before);
-    testing::block_on(fs.vm(), async {});
 }
 
 /// Ends the driver, also when a test fails: its scope would wait for it.

@@ -128,6 +128,15 @@ fn a_full_store_and_memory_refuse_and_recover() {
     };
     assert_eq!(refused.errno(), ENOSPC);
     assert_eq!(fs.getattr(ino).unwrap().size, size);
+    // Until not one page more can be had.
+    let other = fs.create(ROOT, b"other", 0o644, ME).unwrap().ino;
+    let (mut more, mut refusals) = (0, 0);
+    while refusals < 5 {
+        match write(&fs, other, more, &noise[..PAGE]) {
+            Ok(_) => (more, refusals) = (more + P, 0),
+            Err(_) => refusals += 1,
+        }
+    }
     for page in 0..size / (2 * P) {
         assert!(read(&fs, ino, page * 2 * P, 2 * PAGE).unwrap() == noise[..2 * PAGE], "page {page}");
     }
@@ -247,7 +256,10 @@ fn a_damaged_store_is_an_error_never_wrong_bytes() {
     write(&fs, ino, 0, &noise).unwrap();
     testing::evict_all(fs.vm());
     store.damage.store(true, Ordering::Relaxed);
+    // The rest of its page cannot be had to clear it, nor does anybody get to see it.
+    assert_eq!(truncate(&fs, ino, P + 10).unwrap().size, P + 10);
     assert_eq!(read(&fs, ino, 0, 10).unwrap_err().errno(), EIO);
+    assert_eq!(read(&fs, ino, P, 10).unwrap_err().errno(), EIO);
     assert_eq!(setattr(&fs, ino, SetAttr { size: Some(0), ..SetAttr::default() }).unwrap().size, 0);
     assert_eq!(fs.account().used(), 0);
 }

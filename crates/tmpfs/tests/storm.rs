@@ -3,11 +3,12 @@
 mod common;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use common::{ME, ROOT, fs_on, list, vm};
-use overspill_tmpfs::{FileKind, RenameMode, TmpFs};
+use overspill_tmpfs::{FileKind, FsError, RenameMode, TmpFs};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -106,6 +107,44 @@ fn renames_creations_and_removals_end_and_add_up() {
     assert!(!fs.has_orphans());
     remove_all(&fs, ROOT);
     assert_eq!(vm.stats().charged_bytes, start);
+}
+
+/// `x/a` into `y/b/` and `y/b` into `x/a/`, at once: done both, the two would be out of reach, each in the other.
+#[test]
+fn two_directories_never_swallow_each_other() {
+    let fs = fs_on(&vm(4096), 64);
+    let mkdir = |parent, name: &[u8]| fs.mkdir(parent, name, 0o755, ME).unwrap().ino;
+    for round in 0..600 {
+        let (x, y) = (mkdir(ROOT, b"x"), mkdir(ROOT, b"y"));
+        let (a, b) = (mkdir(x, b"a"), mkdir(y, b"b"));
+        let start = SpinBarrier::default();
+        let rename = |from, name: &[u8], to| {
+            start.wait();
+            fs.rename(from, name, to, name, RenameMode::Replace)
+        };
+        let results = std::thread::scope(|scope| {
+            let one = scope.spawn(|| rename(x, b"a", b));
+            let other = rename(y, b"b", a);
+            [one.join().unwrap(), other]
+        });
+        let moved = results.iter().filter(|result| result.is_ok()).count();
+        let refused = results.iter().filter(|result| **result == Err(FsError::Invalid)).count();
+        assert_eq!((moved, refused), (1, 1), "round {round}: {results:?}");
+        remove_all(&fs, ROOT);
+    }
+}
+
+/// Lets two threads go at the same moment, as nearly as can be.
+#[derive(Default)]
+struct SpinBarrier(AtomicU32);
+
+impl SpinBarrier {
+    fn wait(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        while self.0.load(Ordering::SeqCst) < 2 {
+            std::hint::spin_loop();
+        }
+    }
 }
 
 fn remove_all(fs: &TmpFs, dir: u64) {

@@ -54,8 +54,11 @@ pub(crate) fn members(mut set: PageSet) -> impl Iterator<Item = usize> {
     })
 }
 
-/// What a chunk costs in metadata when evicted: itself, a cluster record and its extent, as the heap rounds them.
-pub(crate) const CHUNK_COST: usize = 320;
+/// What the heap and an `Arc` add to an object.
+const HEAP: usize = 32;
+
+/// What a chunk costs in metadata when evicted: itself, with its cluster record, and the extent.
+pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + size_of::<Extent>() + HEAP;
 
 /// A chunk of some object's tree. Reference counted twice: by `Arc` for memory, and by `owners` for the trees that
 /// show it, because pageout holding it for a moment must not make a write copy it.
@@ -120,6 +123,9 @@ pub(crate) struct ChunkState {
     writing: PageSet,
     zero: PageSet,
     lost: PageSet,
+    /// A cluster of this chunk is on its way to the store, perhaps with no page left that is not written again.
+    /// Until it ends there is no second one: its end must not be taken for the second one's.
+    going_out: bool,
     /// Read or written again since pageout last looked.
     pub(crate) referenced: bool,
     /// Where on the page queues the chunk is.
@@ -271,6 +277,7 @@ impl ChunkState {
             writing: 0,
             zero: 0,
             lost: 0,
+            going_out: false,
             referenced: false,
             queue: NOT_QUEUED,
             bytes: SmallVec::new(),
@@ -298,6 +305,11 @@ impl ChunkState {
 
     pub(crate) fn writing(&self) -> PageSet {
         self.writing
+    }
+
+    /// Whether a cluster of the chunk is on its way to the store.
+    pub(crate) fn is_going_out(&self) -> bool {
+        self.going_out
     }
 
     pub(crate) fn clusters(&self) -> &[Cluster] {
@@ -458,7 +470,9 @@ impl ChunkState {
 
     /// Takes the dirty pages for writing: shares of their bytes, in page order, and what they cost.
     pub(crate) fn begin_writing(&mut self, out: &mut SmallVec<[Bytes; CHUNK_PAGES]>) -> (PageSet, usize) {
+        debug_assert!(!self.going_out);
         let set = self.dirty;
+        self.going_out = set != 0;
         let mut cost = 0;
         for page in members(set) {
             let bytes = &self.bytes[self.rank(page)];
@@ -472,6 +486,7 @@ impl ChunkState {
 
     /// The write of `set` failed: what was not written again meanwhile is dirty again.
     pub(crate) fn abandon_writing(&mut self, set: PageSet) {
+        self.going_out = false;
         self.dirty |= self.writing & set;
         self.writing &= !set;
     }
@@ -479,6 +494,7 @@ impl ChunkState {
     /// The write of `set` succeeded. Pages written again meanwhile are left alone; the others live in `extent`
     /// and give up their bytes. The extent goes at once if it holds no page any more.
     pub(crate) fn finish_writing(&mut self, set: PageSet, extent: Extent) {
+        self.going_out = false;
         let live = self.writing & set;
         self.writing &= !set;
         if live != 0 {
@@ -497,6 +513,7 @@ impl ChunkState {
         assert_eq!(self.lost & (self.resident | stored), 0, "lost excludes the rest: {self:?}");
         assert_eq!((self.dirty | self.writing) & !self.resident, 0, "dirty and writing are resident: {self:?}");
         assert_eq!(self.dirty & self.writing, 0, "{self:?}");
+        assert!(self.going_out || self.writing == 0, "{self:?}");
         assert_eq!((self.dirty | self.writing) & stored, 0, "a written page's slot died: {self:?}");
         assert_eq!(self.resident & !(self.dirty | self.writing) & !stored, 0, "clean means stored: {self:?}");
         assert_eq!(self.bytes.len(), self.resident.count_ones() as usize, "{self:?}");

@@ -122,7 +122,7 @@ impl Object {
                 self.begin_ahead(piece, following, ahead);
             }
             let begun = ahead.iter().position(|fetch| fetch.is_of(&extent)).map(|i| ahead.swap_remove(i));
-            cluster = Some(self.fetch(piece.chunk, &extent, begun, ahead).await?);
+            cluster = self.fetch(piece.chunk, &extent, begun, ahead).await?;
         }
     }
 
@@ -189,14 +189,15 @@ impl Object {
         }
     }
 
-    /// Waits for a cluster. Damage is read once more before it is believed; then the pages are lost.
+    /// Waits for a cluster. Damage is read once more before it is believed; then its pages are lost, and the caller
+    /// looks again: they may have been written anew meanwhile.
     async fn fetch(
         &self,
         chunk: u64,
         extent: &Arc<Extent>,
         mut begun: Option<Arc<Fetch>>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
-    ) -> Result<Arc<Unpacked>, VmError> {
+    ) -> Result<Option<Arc<Unpacked>>, VmError> {
         let mut damaged = false;
         loop {
             let fetch = match begun.take() {
@@ -208,10 +209,10 @@ impl Object {
                     if let Some(chunk) = self.tree.read().get(chunk) {
                         chunk.lock().lose_extent(extent);
                     }
-                    return Err(VmError::Lost);
+                    return Ok(None);
                 }
                 Err(VmError::Lost) => damaged = true,
-                result => return result,
+                result => return result.map(Some),
             }
         }
     }
@@ -243,7 +244,9 @@ impl Object {
     pub async fn write(&self, offset: u64, data: &[u8], space: Space) -> Result<(), (usize, VmError)> {
         let mut done = 0;
         while done < data.len() {
-            let piece = Piece::first(offset + done as u64, data.len() - done);
+            // No more at once than a reservation may ever be: matters to the smallest budgets only.
+            let most = (self.shared.budget.max_reservation() / PAGE).max(2) - 1;
+            let piece = Piece::first(offset + done as u64, (data.len() - done).min(most * PAGE));
             let part = &data[done..done + piece.len];
             let mut progress = Progress { done: 0, space };
             let result = self.write_piece(piece, part, &mut progress).await;
@@ -258,11 +261,13 @@ impl Object {
         let mut reservation = self.shared.budget.reserve(need).await?;
         let mut cluster: Option<Arc<Unpacked>> = None;
         loop {
-            match self.copy_in(piece, data, progress, cluster.take().as_deref(), &mut reservation) {
+            // A statement of its own: the cluster, and its slot, must go before the next one is waited for.
+            let wrote = self.copy_in(piece, data, progress, cluster.take().as_deref(), &mut reservation);
+            match wrote {
                 Ok(()) => return Ok(()),
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::Fetch(extent)) => {
-                    cluster = Some(self.fetch(piece.chunk, &extent, None, &mut SmallVec::new()).await?);
+                    cluster = self.fetch(piece.chunk, &extent, None, &mut SmallVec::new()).await?;
                 }
             }
         }

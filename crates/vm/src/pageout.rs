@@ -258,7 +258,7 @@ impl Pageout {
             let Some(chunk) = victim else { continue };
             let mut shares: SmallVec<[Bytes; CHUNK_PAGES]> = SmallVec::new();
             let mut state = chunk.lock();
-            if !chunk.is_owned() || state.writing() != 0 {
+            if !chunk.is_owned() || state.is_going_out() {
                 continue;
             }
             if std::mem::take(&mut state.referenced) && !self.eager.load(Ordering::Relaxed) {

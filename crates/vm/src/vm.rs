@@ -81,7 +81,13 @@ pub(crate) struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Vm({:?})", self.budget)
+        f.debug_struct("Vm")
+            .field("budget", &self.budget)
+            .field("queues", &self.queues)
+            .field("io", &self.io)
+            .field("fetches", &self.fetches)
+            .field("pageout", &self.pageout)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,365 @@
+//! The worlds a workload is run in: ours and its rivals, each mounted afresh and gone when dropped.
+//!
+//! All take their disk space from the same place, [`Disk`], so that a store, a swap file and an ext4 file system meet
+//! the same device.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::cgroup::{Cgroup, Throttle};
+use super::tools::{During as _, MIB, Outcome, first_line, is_root, run, run_for};
+use super::undo::{self, Guard, Guards};
+
+/// Ours, or which rival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An overspill mount.
+    Ours,
+    /// The kernel's tmpfs.
+    Tmpfs,
+    /// The kernel's tmpfs, with a swap file to go to.
+    TmpfsSwap,
+    /// The kernel's tmpfs, with swap in compressed memory (lz4).
+    TmpfsZram,
+    /// ext4, or whatever file system the bench's directory is on where the disk is that directory.
+    Ext4,
+    /// ext4 without journal, barriers and access times, on a disk of its own.
+    Ext4Relaxed,
+}
+
+impl Kind {
+    /// Its name in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Tmpfs => "tmpfs",
+            Self::TmpfsSwap => "tmpfs+swap file",
+            Self::TmpfsZram => "tmpfs+zram",
+            Self::Ext4 => "ext4",
+            Self::Ext4Relaxed => "ext4 relaxed",
+        }
+    }
+}
+
+/// Options of the relaxed ext4.
+pub(crate) const RELAXED: &str = "noatime,lazytime,nobarrier,noauto_da_alloc";
+
+/// Where disk space comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// A directory of the file system the bench runs on.
+    Directory,
+    /// An ext4 file system on a loop device of its own (direct I/O), throttled or not.
+    Loop(Option<Throttle>),
+}
+
+/// What all worlds of a bench have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup<'a> {
+    /// A directory of ours for files and mountpoints.
+    pub(crate) base: &'a Path,
+    /// The overspill program.
+    pub(crate) program: &'a Path,
+    /// How much a world must hold, in bytes.
+    pub(crate) size: u64,
+    /// The memory of ours, in bytes.
+    pub(crate) memory: u64,
+    /// Where it spills to.
+    pub(crate) disk: Disk,
+    /// The group that ours runs in.
+    pub(crate) cgroup: Option<&'a Cgroup>,
+}
+
+/// A place to work in; it and all it rests on go when dropped.
+#[derive(Debug)]
+pub(crate) struct World {
+    /// Its top directory.
+    pub(crate) dir: PathBuf,
+    /// Ours: the daemon.
+    pub(crate) daemon: Option<u32>,
+    /// The block device under it, "major:minor", where that is known.
+    pub(crate) device: Option<String>,
+    guards: Guards,
+}
+
+/// A directory of the bench's own, empty, below `parent`.
+pub(crate) fn base(parent: &Path) -> Outcome<(PathBuf, Guards)> {
+    let mut guards = Guards::default();
+    std::fs::create_dir_all(parent).during(parent.display())?;
+    let parent = parent.canonicalize().during(parent.display())?;
+    let dir = parent.join(format!("bench-{}", std::process::id()));
+    guards.push(directory(&dir)?);
+    Ok((dir, guards))
+}
+
+/// A name nobody has yet.
+fn fresh(base: &Path, what: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    base.join(format!("{what}-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Makes a directory that goes when it is empty again.
+fn directory(path: &Path) -> Outcome<Guard> {
+    let path = path.to_path_buf();
+    let ((), guard) = undo::make(|| {
+        std::fs::create_dir(&path).during(path.display())?;
+        Ok(((), Box::new(move || std::fs::remove_dir(&path).during(path.display()))))
+    })?;
+    Ok(guard)
+}
+
+/// Makes a directory that goes with everything in it. Nothing is ever mounted in there.
+fn tree(path: &Path) -> Outcome<Guard> {
+    let path = path.to_path_buf();
+    let ((), guard) = undo::make(|| {
+        std::fs::create_dir(&path).during(path.display())?;
+        Ok(((), Box::new(move || std::fs::remove_dir_all(&path).during(path.display()))))
+    })?;
+    Ok(guard)
+}
+
+/// Makes a file with all its blocks, that goes again.
+fn file(path: &Path, size: u64) -> Outcome<Guard> {
+    let path = path.to_path_buf();
+    let ((), guard) = undo::make(|| {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut options = std::fs::OpenOptions::new();
+        let made = options.write(true).create_new(true).mode(0o600).open(&path).during(path.display())?;
+        let reserved = rustix::fs::fallocate(&made, rustix::fs::FallocateFlags::empty(), 0, size);
+        if let Err(e) = reserved {
+            let _ = std::fs::remove_file(&path);
+            return Err(format!("{}: {size} bytes: {e}", path.display()));
+        }
+        Ok(((), Box::new(move || std::fs::remove_file(&path).during(path.display()))))
+    })?;
+    Ok(guard)
+}
+
+/// Mounts; `umount` is tried for a while, then the mount is taken out of sight.
+fn mount(arguments: &[&str], at: &Path) -> Outcome<Guard> {
+    let at = at.to_path_buf();
+    let ((), guard) = undo::make(|| {
+        run(Command::new("mount").args(arguments).arg(&at))?;
+        Ok(((), Box::new(move || unmount(&at))))
+    })?;
+    Ok(guard)
+}
+
+fn unmount(at: &Path) -> Outcome<()> {
+    use rustix::mount::{UnmountFlags, unmount};
+    let start = Instant::now();
+    loop {
+        match unmount(at, UnmountFlags::NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::BUSY) if start.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(e) => {
+                let detached = unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
+                return detached.map_err(|_| format!("{}: {e}", at.display()));
+            }
+        }
+    }
+}
+
+/// Swaps onto a file or device, before any other swap.
+fn swap(on: &Path) -> Outcome<Guard> {
+    let on = on.to_path_buf();
+    run(Command::new("mkswap").arg(&on))?;
+    let ((), guard) = undo::make(|| {
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(&on))?;
+        let off = move || run_for(Command::new("swapoff").arg(&on), Duration::from_secs(900)).map(drop);
+        Ok(((), Box::new(off)))
+    })?;
+    Ok(guard)
+}
+
+/// A compressed swap device of our own.
+fn zram(size: u64) -> Outcome<(PathBuf, Guard)> {
+    const CONTROL: &str = "/sys/class/zram-control";
+    if !Path::new(CONTROL).exists() {
+        let _ = run(Command::new("modprobe").arg("zram"));
+    }
+    if !Path::new(CONTROL).exists() {
+        return Err("this kernel has no zram".into());
+    }
+    undo::make(|| {
+        let number = std::fs::read_to_string(format!("{CONTROL}/hot_add")).during("adding a zram device")?;
+        let number = number.trim().to_owned();
+        let sys = PathBuf::from(format!("/sys/block/zram{number}"));
+        let remove = {
+            let sys = sys.clone();
+            let number = number.clone();
+            move || {
+                std::fs::write(sys.join("reset"), "1").during("resetting zram")?;
+                std::fs::write(format!("{CONTROL}/hot_remove"), &number).during("removing zram")
+            }
+        };
+        let set = std::fs::write(sys.join("comp_algorithm"), "lz4").during("zram with lz4");
+        let set = set.and_then(|()| std::fs::write(sys.join("disksize"), size.to_string()).during("sizing zram"));
+        if let Err(e) = set {
+            let _ = remove();
+            return Err(e);
+        }
+        Ok((PathBuf::from(format!("/dev/zram{number}")), Box::new(remove)))
+    })
+}
+
+/// A loop device over a file, with direct I/O: what it holds is in nobody's cache twice.
+fn loop_device(file: &Path) -> Outcome<(PathBuf, Guard)> {
+    undo::make(|| {
+        let made = run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(file))?;
+        let device = PathBuf::from(made.trim());
+        let detached = device.clone();
+        Ok((device, Box::new(move || run(Command::new("losetup").arg("-d").arg(&detached)).map(drop))))
+    })
+}
+
+/// "major:minor" of a loop device.
+fn number_of(device: &Path) -> Outcome<String> {
+    let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let path = format!("/sys/block/{name}/dev");
+    Ok(std::fs::read_to_string(&path).during(path)?.trim().to_owned())
+}
+
+/// A directory with `size` bytes of disk to use, and the device that is under it.
+fn disk(setup: &Setup<'_>, size: u64, relaxed: bool, guards: &mut Guards) -> Outcome<(PathBuf, Option<String>)> {
+    let throttle = match setup.disk {
+        Disk::Directory => {
+            let dir = fresh(setup.base, "disk");
+            guards.push(tree(&dir)?);
+            return Ok((dir.clone(), device_under(&dir)));
+        }
+        Disk::Loop(throttle) => throttle,
+    };
+    let image = fresh(setup.base, "image");
+    guards.push(file(&image, size + size / 16 + 64 * MIB)?);
+    let (device, guard) = loop_device(&image)?;
+    guards.push(guard);
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]);
+    if relaxed {
+        mkfs.args(["-O", "^has_journal"]);
+    }
+    run(mkfs.arg(&device))?;
+    let at = fresh(setup.base, "disk");
+    guards.push(directory(&at)?);
+    let options = if relaxed { RELAXED } else { "defaults" };
+    guards.push(mount(&["-t", "ext4", "-o", options, &device.to_string_lossy()], &at)?);
+    let number = number_of(&device)?;
+    if let Some(throttle) = throttle {
+        guards.push(throttle.apply(&number, setup.cgroup)?);
+    }
+    Ok((at, Some(number)))
+}
+
+/// The block device a directory's file system says it is on.
+fn device_under(dir: &Path) -> Option<String> {
+    let stat = rustix::fs::stat(dir).ok()?;
+    let number = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    Path::new(&format!("/sys/dev/block/{number}")).exists().then_some(number)
+}
+
+/// The kind of file system a directory is on.
+pub(crate) fn file_system(dir: &Path) -> String {
+    first_line("stat", &["-f", "-c", "%T", &dir.to_string_lossy()]).unwrap_or_else(|| "unknown".into())
+}
+
+/// Bytes written so far to a block device ("major:minor"), counted by the kernel.
+pub(crate) fn written(device: &str) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{device}/stat")).ok()?;
+    let sectors: u64 = stat.split_whitespace().nth(6)?.parse().ok()?;
+    Some(sectors * 512)
+}
+
+impl World {
+    /// Makes a world, or says why it cannot be had here.
+    pub(crate) fn make(kind: Kind, setup: &Setup<'_>) -> Outcome<Self> {
+        let mut guards = Guards::default();
+        match kind {
+            Kind::Ours => ours(setup, guards),
+            Kind::Tmpfs if !is_root() => {
+                let dir = fresh(Path::new("/dev/shm"), &format!("overspill-bench-{}", std::process::id()));
+                guards.push(tree(&dir)?);
+                Ok(Self { dir, daemon: None, device: None, guards })
+            }
+            Kind::Tmpfs => tmpfs(setup, None, guards),
+            Kind::TmpfsSwap => {
+                let size = setup.size + setup.size / 8;
+                let (dir, device) = disk(setup, size + 16 * MIB, false, &mut guards)?;
+                let on = dir.join("swap");
+                guards.push(file(&on, size)?);
+                guards.push(swap(&on)?);
+                tmpfs(setup, device, guards)
+            }
+            Kind::TmpfsZram => {
+                let (device, guard) = zram(setup.size + setup.size / 8)?;
+                guards.push(guard);
+                guards.push(swap(&device)?);
+                tmpfs(setup, None, guards)
+            }
+            Kind::Ext4 | Kind::Ext4Relaxed => {
+                let (dir, device) = disk(setup, setup.size, kind == Kind::Ext4Relaxed, &mut guards)?;
+                Ok(Self { dir, daemon: None, device, guards })
+            }
+        }
+    }
+
+    /// Whether its daemon, if it has one, still runs.
+    pub(crate) fn alive(&self) -> bool {
+        let Some(pid) = self.daemon else { return true };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    }
+
+    /// The most memory its daemon ever had resident, in bytes.
+    pub(crate) fn daemon_peak(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon?)).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kb| kb * 1024)
+    }
+
+    /// Takes all down, and waits for it: what a drop does, at a place one can see.
+    pub(crate) fn end(self) {
+        drop(self.guards);
+    }
+}
+
+fn tmpfs(setup: &Setup<'_>, device: Option<String>, mut guards: Guards) -> Outcome<World> {
+    let dir = fresh(setup.base, "tmpfs");
+    guards.push(directory(&dir)?);
+    let options = format!("size={},mode=0755", setup.size);
+    guards.push(mount(&["-t", "tmpfs", "-o", &options, "overspill-bench"], &dir)?);
+    Ok(World { dir, daemon: None, device, guards })
+}
+
+fn ours(setup: &Setup<'_>, mut guards: Guards) -> Outcome<World> {
+    let (store, device) = disk(setup, setup.size + setup.size / 8, false, &mut guards)?;
+    let at = fresh(setup.base, "ours");
+    guards.push(directory(&at)?);
+    let log = fresh(setup.base, "log");
+    guards.push(file(&log, 0).or_else(|_| log_file(&log))?);
+    let mut command = match setup.cgroup {
+        Some(group) => group.command(setup.program)?,
+        None => Command::new(setup.program),
+    };
+    command.args(["mount", "--size", &setup.size.to_string(), "--memory", &setup.memory.to_string()]);
+    command.arg("--store").arg(&store).arg("--log").arg(&log).arg(&at);
+    let (daemon, guard) = undo::make(|| {
+        let mounted = run(&mut command).and_then(|_| daemon_of(setup.program, &at));
+        let mounted = mounted.map_err(|e| format!("{e}\n{}", std::fs::read_to_string(&log).unwrap_or_default()));
+        let program = setup.program.to_path_buf();
+        let undo = move |pid: Option<u32>| unmount_ours(&program, &at, pid);
+        match mounted {
+            Ok(pid) => Ok(((pid, at.clone()), Box::new({ let at = at.clone(); let program = setup.program.to_path_buf(); move || unmount_ours(&program, &at, Some(pid)) }))),
+            Err(e) => {
+                let _ = undo(None);
+                Err(e)
+            }
+        }
+    })?;
+    guards.push(guard);
+    Ok(World { dir: daemon.1, daemon: Some(daemon.0), device, guards })
+}
