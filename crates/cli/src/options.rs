@@ -54,7 +54,7 @@ pub(crate) struct MountArgs {
     allow_other: bool,
 
     /// Options as for tmpfs, separated by commas: size= nr_inodes= mode= uid= gid= ro rw noexec exec nosuid suid nodev
-    /// dev noatime relatime atime defaults allow_other, and memory= store= debug=evict
+    /// dev noatime relatime atime defaults allow_other, and memory= store=, and for tests debug=
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 

@@ -51,7 +51,7 @@ fn system_time(time: Timestamp) -> SystemTime {
     base.and_then(|base| base.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+fn timestamp(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp { sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nsec: since.subsec_nanos() },
         Err(before) => {
@@ -65,10 +65,23 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
+/// A time as a request brings it. `fuser` 0.18 takes the nanoseconds of a time before 1970 off its seconds, where the
+/// kernel means them added.
+pub(crate) fn requested(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => timestamp(time),
+        Err(before) => {
+            let before = before.duration();
+            let sec = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            Timestamp { sec: -sec, nsec: before.subsec_nanos() }
+        }
+    }
+}
+
 pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(requested(time)),
     }
 }
 
@@ -86,5 +99,12 @@ mod tests {
         ] {
             assert_eq!(timestamp(system_time(time)), time);
         }
+    }
+
+    #[test]
+    fn requests_bring_times_before_1970() {
+        // As fuser 0.18 makes it of -5 s and 999,999,999 ns.
+        let brought = UNIX_EPOCH - Duration::new(5, 999_999_999);
+        assert_eq!(requested(brought), Timestamp { sec: -5, nsec: 999_999_999 });
     }
 }

@@ -69,6 +69,7 @@ impl Server {
     fn answer_write(&self, ino: u64, n: usize, reply: ReplyWrite) {
         reply.written(u32::try_from(n).unwrap_or(u32::MAX));
         self.space.check(&self.fs);
+        self.ask_before_writes(ino);
         self.evict_copy(ino);
     }
 
@@ -101,6 +102,7 @@ impl Server {
                     tracing::warn!(ino, offset, lost = len - done, "data the kernel had accepted finds no room");
                 }
                 reply.error(error);
+                self.ask_before_writes(ino);
             }
         }
     }

@@ -10,13 +10,20 @@ use fuser::{INodeNo, Notifier};
 enum Ask {
     /// Drop the kernel's copy of a file, then go on with this.
     WriteBack(u64, Box<dyn FnOnce() + Send>),
-    /// Drop the kernel's copies of the files in `stale`.
+    /// Drop what is in `stale`.
     DropStale,
+}
+
+/// What the kernel should forget, each once however often it was asked for.
+#[derive(Default)]
+struct Stale {
+    data: HashSet<u64>,
+    attributes: HashSet<u64>,
 }
 
 pub(crate) struct Kernel {
     asks: Sender<Ask>,
-    stale: Arc<Mutex<HashSet<u64>>>,
+    stale: Arc<Mutex<Stale>>,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -25,7 +32,7 @@ impl Kernel {
     /// When there is no thread to be had.
     pub(crate) fn new() -> std::io::Result<Kernel> {
         let (asks, asked) = channel();
-        let stale = Arc::new(Mutex::new(HashSet::new()));
+        let stale = Arc::new(Mutex::new(Stale::default()));
         let notifier = Arc::new(OnceLock::new());
         let (theirs, n) = (stale.clone(), notifier.clone());
         std::thread::Builder::new().name("kernel".into()).spawn(move || run(&asked, &theirs, &n))?;
@@ -46,31 +53,43 @@ impl Kernel {
         }
     }
 
-    /// Drops the kernel's copy of a file, soon.
+    /// Drops the kernel's copy of a file's data, soon.
     pub(crate) fn drop_copy(&self, ino: u64) {
+        self.drop_soon(|stale| stale.data.insert(ino));
+    }
+
+    /// Drops the kernel's copy of a file's attributes, soon: before a write(2) to it the kernel then asks for them.
+    pub(crate) fn drop_attributes(&self, ino: u64) {
+        self.drop_soon(|stale| stale.attributes.insert(ino));
+    }
+
+    fn drop_soon(&self, insert: impl FnOnce(&mut Stale) -> bool) {
         let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
-        if stale.insert(ino) && stale.len() == 1 {
+        let first = stale.data.is_empty() && stale.attributes.is_empty();
+        if insert(&mut stale) && first {
             let _ = self.asks.send(Ask::DropStale);
         }
     }
 }
 
-fn run(asked: &Receiver<Ask>, stale: &Mutex<HashSet<u64>>, notifier: &OnceLock<Notifier>) {
-    let invalidate = |ino| {
+fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, notifier: &OnceLock<Notifier>) {
+    // From a negative offset on there is no data to drop, only attributes; length 0 is "to the end".
+    let forget = |ino, offset| {
         if let Some(notifier) = notifier.get() {
-            // Length 0 is "to the end". An inode the kernel has forgotten has no copy to drop.
-            let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+            // An inode the kernel has forgotten by itself is no failure.
+            let _ = notifier.inval_inode(INodeNo(ino), offset, 0);
         }
     };
     while let Ok(ask) = asked.recv() {
         match ask {
             Ask::WriteBack(ino, then) => {
-                invalidate(ino);
+                forget(ino, 0);
                 then();
             }
             Ask::DropStale => {
                 let stale = std::mem::take(&mut *stale.lock().unwrap_or_else(PoisonError::into_inner));
-                stale.into_iter().for_each(invalidate);
+                stale.attributes.into_iter().for_each(|ino| forget(ino, -1));
+                stale.data.into_iter().for_each(|ino| forget(ino, 0));
             }
         }
     }

@@ -73,7 +73,10 @@ pub enum FuseError {
     /// No /dev/fuse.
     #[error("/dev/fuse is missing: load the fuse module (modprobe fuse), or give the container the device")]
     NoDevice,
-    /// /dev/fuse, or the mount, is not for us.
+    /// /dev/fuse is not for us.
+    #[error("/dev/fuse may not be opened by this user: ask root for `chmod 666 /dev/fuse`, as distributions have it")]
+    DeviceRefused,
+    /// The mount is not for us.
     #[error("mounting on {0} is not permitted: {1}")]
     Permission(PathBuf, String),
     /// No fusermount3 to mount for a normal user.
@@ -113,12 +116,13 @@ pub fn mount(
 ) -> Result<Mounted, FuseError> {
     let failed = |error| FuseError::Mount(options.mountpoint.clone(), error);
     let tuning = options.tuning;
+    let may_remount = rustix::process::geteuid().is_root();
     let server = Arc::new(Server {
         fs: fs.clone(),
         tuning,
         parking: Parking::new(spawn, tuning.threads, tuning.max_background.into()),
         kernel: Kernel::new().map_err(failed)?,
-        space: Arc::new(Space::new(fs, options.dirty_max)),
+        space: Arc::new(Space::new(fs, options.dirty_max, may_remount)),
         stats,
         nobody: nobody(),
         evict: AtomicBool::new(options.evict),
@@ -146,7 +150,7 @@ pub fn mount(
         }
         Err(error) => tracing::warn!(%error, "the mount's write-back limits cannot be found"),
     }
-    let remount = rustix::process::geteuid().is_root().then(|| remount_of(options));
+    let remount = may_remount.then(|| remount_of(options));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = {
         let stop = stop.clone();
@@ -248,8 +252,11 @@ fn remount_of(options: &FuseOptions) -> Remount {
 /// Says which of the usual reasons it was.
 fn explain(error: std::io::Error, options: &FuseOptions) -> FuseError {
     let text = error.to_string();
-    if !Path::new("/dev/fuse").exists() {
+    let device = Path::new("/dev/fuse");
+    if !device.exists() {
         FuseError::NoDevice
+    } else if std::fs::OpenOptions::new().read(true).write(true).open(device).is_err() {
+        FuseError::DeviceRefused
     } else if text.contains("user_allow_other") {
         FuseError::AllowOther
     } else if error.kind() == std::io::ErrorKind::NotFound && options.mountpoint.exists() {

@@ -80,6 +80,13 @@ impl Server {
         false
     }
 
+    /// Near the end of space, makes the kernel ask before each write(2) to a file whether there is room.
+    pub(crate) fn ask_before_writes(&self, ino: u64) {
+        if self.space.wants_to_be_asked(&self.fs) {
+            self.kernel.drop_attributes(ino);
+        }
+    }
+
     pub(crate) fn evict_copy(&self, ino: u64) {
         if self.evict.load(Ordering::Relaxed) {
             self.kernel.drop_copy(ino);

@@ -112,11 +112,16 @@ impl Filesystem for Shim {
         self.0.fs.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        // With a file handle it is a write(2) that asks, see space.rs.
+        if fh.is_some() && self.0.space.refuses_writes(&self.0.fs) {
+            return reply.error(Errno::ENOSPC);
+        }
         match self.0.fs.getattr(ino.0) {
             Ok(attr) => reply.attr(&FOREVER, &convert::attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
+        self.0.ask_before_writes(ino.0);
     }
 
     fn setattr(
@@ -144,7 +149,7 @@ impl Filesystem for Shim {
             size,
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
-            ctime: ctime.map(convert::timestamp),
+            ctime: ctime.map(convert::requested),
         };
         self.0.setattr(ino.0, set, caller(req), reply);
     }

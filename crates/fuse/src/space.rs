@@ -7,8 +7,12 @@
 //! - When less than `dirty_max` is left below the limit, root's mount is remounted `sync`: from then on each
 //!   write(2) waits for its own WRITE and fails itself with ENOSPC, and the reserve is closed. What was dirty before
 //!   is written back by the remount, into the reserve. When space is free again the mount goes back.
-//! - Who may not remount (a normal user) hears of ENOSPC at fsync or close, as on NFS. So does who writes through a
-//!   mapping, always.
+//! - Who may not remount (a normal user) has the kernel ask instead: near the limit the attributes of each file that
+//!   is written are made stale, so that write(2) sends GETATTR first, and fails as that does. It is coarser: when full,
+//!   overwriting fails too, and what one file's first writes dirtied before the first WRITE came is let in, into the
+//!   reserve. (A read does not ask: the size it needs is the kernel's own under a writeback cache. GETATTR carries a
+//!   file handle only when a write or the like sends it.)
+//! - Who writes through a mapping hears of ENOSPC at msync, fsync or close, as on NFS.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +33,9 @@ pub(crate) struct Space {
     asked: AtomicBool,
     asks: Sender<()>,
     asked_rx: Mutex<Option<Receiver<()>>>,
-    /// Pages left below which writes become synchronous.
+    /// Whether the mount cannot be remounted, so that the kernel must ask before each write(2).
+    asks_instead: AtomicBool,
+    /// Pages left below which one or the other begins.
     near: u64,
 }
 
@@ -54,13 +60,14 @@ impl Remount {
 }
 
 impl Space {
-    pub(crate) fn new(fs: &TmpFs, dirty_max: u64) -> Space {
+    pub(crate) fn new(fs: &TmpFs, dirty_max: u64, may_remount: bool) -> Space {
         let dirty_pages = dirty_max.div_ceil(PAGE as u64);
         fs.account().set_reserve(2 * dirty_pages);
         let (asks, asked_rx) = channel();
         Space {
             strict: AtomicBool::new(false),
             asked: AtomicBool::new(false),
+            asks_instead: AtomicBool::new(!may_remount),
             asks,
             asked_rx: Mutex::new(Some(asked_rx)),
             near: dirty_pages.min(fs.account().limit() / 4),
@@ -72,11 +79,25 @@ impl Space {
         self.strict.load(Ordering::Acquire)
     }
 
+    /// Whether the kernel should ask before each write(2) to a file that was just written or looked at.
+    pub(crate) fn wants_to_be_asked(&self, fs: &TmpFs) -> bool {
+        self.asks_instead.load(Ordering::Relaxed) && self.is_near(fs)
+    }
+
+    /// Whether a write(2) that asks is to be refused.
+    pub(crate) fn refuses_writes(&self, fs: &TmpFs) -> bool {
+        let account = fs.account();
+        self.asks_instead.load(Ordering::Relaxed) && account.used() >= account.limit()
+    }
+
+    fn is_near(&self, fs: &TmpFs) -> bool {
+        fs.account().used() + self.near > fs.account().limit()
+    }
+
     /// Asks the watcher to look if space has run short. Cheap: called after each write.
     pub(crate) fn check(&self, fs: &TmpFs) {
-        let account = fs.account();
         if !self.is_strict()
-            && account.used() + self.near > account.limit()
+            && self.is_near(fs)
             && !self.asked.swap(true, Ordering::AcqRel)
         {
             let _ = self.asks.send(());
@@ -111,8 +132,9 @@ impl Space {
             match how.apply(switch_to) {
                 Ok(()) => self.strict.store(switch_to, Ordering::Release),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot remount: a full mount is reported by close and fsync only");
+                    tracing::warn!(%error, "cannot remount: the kernel will ask before writes instead");
                     self.strict.store(false, Ordering::Release);
+                    self.asks_instead.store(true, Ordering::Relaxed);
                     remount = None;
                 }
             }

@@ -26,7 +26,7 @@ use overspill_vm::{Io, ReadIo, Signals, Step, Vm, WriteIo};
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 /// How often upkeep runs when nobody asks.
-const UPKEEP: Duration = Duration::from_secs(1);
+const UPKEEP: Duration = Duration::from_secs(2);
 /// Heap that may lie free before it is trimmed.
 const TRIM_ABOVE: usize = 4 << 20;
 

@@ -152,7 +152,7 @@ impl MountError {
             | MountError::StoreOnTmpfs(_) => MountErrorKind::Store,
             MountError::Memory(_) | MountError::Fs(_) => MountErrorKind::Memory,
             MountError::Fuse(FuseError::NoDevice | FuseError::NoFusermount) => MountErrorKind::Fuse,
-            MountError::Fuse(FuseError::Permission(..) | FuseError::AllowOther) => MountErrorKind::Permission,
+            MountError::Fuse(FuseError::DeviceRefused | FuseError::Permission(..) | FuseError::AllowOther) => MountErrorKind::Permission,
             MountError::Fuse(_) | MountError::Start(_) => MountErrorKind::Other,
         }
     }

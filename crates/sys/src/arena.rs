@@ -11,7 +11,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -35,9 +35,16 @@ pub enum ArenaError {
 struct Region {
     /// Bit set: the frame is free.
     free: AtomicU64,
-    /// The region may hold memory of the kernel's. Cleared only by who owns all its frames.
-    touched: AtomicBool,
+    /// One of the states below. Back to EMPTY only by who owns all its frames.
+    memory: AtomicU8,
 }
+
+/// The region holds no memory of the kernel's.
+const EMPTY: u8 = 0;
+/// It does, and a frame of it was taken since [`Arena::release`] last looked.
+const USED: u8 = 1;
+/// It does, and was wholly free when [`Arena::release`] last looked.
+const RESTING: u8 = 2;
 
 /// A range of address space cut into frames.
 pub struct Arena {
@@ -99,7 +106,7 @@ impl Arena {
         Ok(Arc::new(Arena {
             base: NonNull::new(raw.cast()).expect("mmap never returns null"),
             regions: (0..count)
-                .map(|_| Region { free: AtomicU64::new(u64::MAX), touched: AtomicBool::new(false) })
+                .map(|_| Region { free: AtomicU64::new(u64::MAX), memory: AtomicU8::new(EMPTY) })
                 .collect(),
             summary: summary.collect(),
             refs: (0..frames).map(|_| AtomicU32::new(0)).collect(),
@@ -147,7 +154,9 @@ impl Arena {
                     if left == 0 {
                         self.note_full(r);
                     }
-                    if !region.touched.load(Ordering::Relaxed) && !region.touched.swap(true, Ordering::Relaxed) {
+                    if region.memory.load(Ordering::Relaxed) != USED
+                        && region.memory.swap(USED, Ordering::Relaxed) == EMPTY
+                    {
                         self.touched_regions.fetch_add(1, Ordering::Relaxed);
                         self.populate(r);
                     }
@@ -184,25 +193,29 @@ impl Arena {
         self.charged.fetch_sub(FRAME, Ordering::Release);
     }
 
-    /// Gives the memory of wholly free regions back to the kernel. Returns the bytes given back.
+    /// Gives the memory of regions back to the kernel that are wholly free, and were at the last call already: what
+    /// was freed a moment ago is often wanted again, and taking memory anew costs as much as filling it. Returns the
+    /// bytes given back.
     pub fn release(&self) -> usize {
         let mut released = 0;
         for (r, region) in self.regions.iter().enumerate() {
-            if !region.touched.load(Ordering::Relaxed)
+            if region.memory.load(Ordering::Relaxed) == EMPTY
                 || region.free.compare_exchange(u64::MAX, 0, Ordering::Acquire, Ordering::Relaxed).is_err()
             {
                 continue;
             }
-            // SAFETY: all 64 frames of the region were free and are now ours (the exchange took them), so
-            // nobody has a reference into the range that is dropped.
-            let _ = unsafe {
-                rustix::mm::madvise(self.base.as_ptr().add(r * REGION).cast(), REGION, Advice::LinuxDontNeed)
-            };
-            region.touched.store(false, Ordering::Relaxed);
-            self.touched_regions.fetch_sub(1, Ordering::Relaxed);
+            if region.memory.swap(RESTING, Ordering::Relaxed) == RESTING {
+                // SAFETY: all 64 frames of the region were free and are now ours (the exchange took them), so
+                // nobody has a reference into the range that is dropped.
+                let _ = unsafe {
+                    rustix::mm::madvise(self.base.as_ptr().add(r * REGION).cast(), REGION, Advice::LinuxDontNeed)
+                };
+                region.memory.store(EMPTY, Ordering::Relaxed);
+                self.touched_regions.fetch_sub(1, Ordering::Relaxed);
+                released += REGION;
+            }
             region.free.store(u64::MAX, Ordering::Release);
             self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
-            released += REGION;
         }
         released
     }
@@ -328,6 +341,7 @@ mod tests {
         }
         assert_eq!(arena.touched_bytes(), 2 * REGION);
         frames.truncate(64);
+        assert_eq!(arena.release(), 0, "just freed: it may be wanted again");
         assert_eq!(arena.release(), REGION);
         assert_eq!(arena.touched_bytes(), REGION);
         assert!(frames.iter().all(|f| f.bytes().iter().all(|&b| b == 1)));

@@ -25,6 +25,9 @@ impl TmpFs {
         let _gate = file.gate.read().await;
         let len = clip(buf.len(), offset, file.size());
         let buf = &mut buf[..len];
+        if offset + len as u64 > file.lost_from() {
+            return Err(VmError::Lost.into());
+        }
         match file.object.get() {
             Some(object) => object.read(offset, buf).await?,
             None => buf.fill(0),
@@ -72,7 +75,8 @@ impl TmpFs {
     }
 
     /// Takes note that data which somebody was told is written did not come in: its range reads as an error until it
-    /// is written again, and the file is at least long enough to hold it.
+    /// is written again, and the file is at least long enough to hold it. When even that note finds no room, everything
+    /// from there on reads as an error until the file is cut below it.
     ///
     /// This is for a kernel's writeback that had to be refused: nobody is left to hear the error, and zeros or old
     /// bytes in that place would be silent damage.
@@ -84,7 +88,9 @@ impl TmpFs {
         let file = inode.file()?;
         let end = checked_end(offset, len)?;
         let _gate = file.gate.read().await;
-        self.object(file).lose(offset, end);
+        if let Err(unmarked) = self.object(file).lose(offset, end) {
+            file.lose_from(unmarked);
+        }
         file.grow(end);
         Ok(())
     }

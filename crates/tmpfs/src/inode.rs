@@ -53,6 +53,8 @@ pub(crate) struct File {
     pub(crate) gate: async_lock::RwLock<()>,
     /// Bytes at and after it are zeros. Grows under the shared gate, otherwise changes under the exclusive one.
     size: AtomicU64, // g
+    /// Bytes at and after it cannot be read: data was lost there that could not be noted page by page.
+    lost_from: AtomicU64, // g, as the size
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Node {
             object: OnceLock::new(),
             gate: async_lock::RwLock::new(()),
             size: AtomicU64::new(0),
+            lost_from: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -135,8 +138,20 @@ impl File {
         self.size.fetch_max(end, Ordering::AcqRel);
     }
 
-    /// Sets the size; the gate must be held exclusively.
+    pub(crate) fn lost_from(&self) -> u64 {
+        self.lost_from.load(Ordering::Acquire)
+    }
+
+    /// Nothing from `offset` on can be read.
+    pub(crate) fn lose_from(&self, offset: u64) {
+        self.lost_from.fetch_min(offset, Ordering::AcqRel);
+    }
+
+    /// Sets the size; the gate must be held exclusively. What is cut off is lost no more.
     pub(crate) fn set_size(&self, size: u64) {
+        if size <= self.lost_from() {
+            self.lost_from.store(u64::MAX, Ordering::Release);
+        }
         self.size.store(size, Ordering::Release);
     }
 }

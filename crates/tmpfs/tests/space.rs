@@ -248,6 +248,25 @@ fn a_refused_promise_reads_as_an_error_until_it_is_mended() {
 }
 
 #[test]
+fn what_cannot_even_be_noted_as_lost_is_still_an_error() {
+    let fs = fs_on(&vm_on(64, MemStore::new(1024)), 4);
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    write(&fs, ino, 0, &[1; 4 * PAGE]).unwrap();
+    // A writer that never stops must not fill memory with notes of what it lost.
+    for page in 4..400 {
+        testing::block_on(fs.vm(), fs.mark_lost(ino, page * P, P)).unwrap();
+    }
+    assert_eq!(fs.account().used(), 4);
+    assert_eq!(read(&fs, ino, 0, 4 * PAGE).unwrap(), [1; 4 * PAGE]);
+    for page in [4, 5, 399] {
+        assert_eq!(read(&fs, ino, page * P, 1).unwrap_err().errno(), EIO, "page {page}");
+    }
+    truncate(&fs, ino, 4 * P).unwrap();
+    truncate(&fs, ino, 6 * P).unwrap();
+    assert_eq!(read(&fs, ino, 4 * P, 2 * PAGE).unwrap(), [0; 2 * PAGE]);
+}
+
+#[test]
 fn a_damaged_store_is_an_error_never_wrong_bytes() {
     let store = MemStore::new(1024);
     let fs = fs_on(&vm_on(64, store.clone()), 1024);

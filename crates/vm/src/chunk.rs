@@ -442,12 +442,10 @@ impl ChunkState {
         self.zero |= set & !self.existing();
     }
 
-    /// The pages' contents are gone, and reading them says so. Returns how many did not exist before.
-    pub(crate) fn lose(&mut self, set: PageSet) -> u32 {
-        let new = (set & !self.existing()).count_ones();
+    /// The pages' contents are gone, and reading them says so.
+    pub(crate) fn lose(&mut self, set: PageSet) {
         self.discard(set);
         self.lost |= set;
-        new
     }
 
     /// The pages that `extent` held turn out to be unreadable for good.

@@ -433,17 +433,28 @@ impl Object {
 
     /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or
     /// discarded. For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
-    pub fn lose(&self, start: u64, end: u64) {
+    ///
+    /// # Errors
+    /// The first byte that could not be marked, for want of space in the account's reserve or of metadata.
+    pub fn lose(&self, start: u64, end: u64) -> Result<(), u64> {
         let mut at = start;
         while at < end {
             let piece = Piece::first(at, usize::try_from(end - at).unwrap_or(usize::MAX));
-            let _ = self.with_own_chunk(piece.chunk, None, |chunk, state| {
-                let new = u64::from(state.lose(piece.pages()));
-                chunk.account().charge_forced(new);
+            let marked = self.with_own_chunk(piece.chunk, Some(Space::Normal), |chunk, state| {
+                let new = u64::from((piece.pages() & !state.existing()).count_ones());
+                if !chunk.account().try_charge(new, Space::Reserve) {
+                    return false;
+                }
+                state.lose(piece.pages());
                 self.pages.fetch_add(new, Ordering::Relaxed);
+                true
             });
+            if marked != Ok(true) {
+                return Err(at);
+            }
             at += piece.len as u64;
         }
+        Ok(())
     }
 
     /// Pages `start..end` exist from now on: absent ones become zeros that are charged but cost no memory.

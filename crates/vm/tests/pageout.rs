@@ -188,7 +188,7 @@ fn accounts_limit() {
     assert_eq!(account.used(), 15);
     assert_eq!(block_on(&vm, object.allocate(0, 6)), Err(VmError::NoSpace));
     block_on(&vm, object.allocate(0, 5)).unwrap();
-    object.lose(0, 1);
+    object.lose(0, 1).unwrap();
     assert_eq!(read(&vm, &object, 0), Err(VmError::Lost));
     check(&vm, &[&object]);
 }

@@ -64,7 +64,8 @@ impl Cgroup {
             Hierarchy::V2(root) => (root, true),
         };
         if v2 {
-            std::fs::write(root.join("cgroup.subtree_control"), "+memory").during("giving groups the memory controller")?;
+            std::fs::write(root.join("cgroup.subtree_control"), "+memory")
+                .during("giving groups the memory controller")?;
             // For the throttle; without it that says why it cannot be set.
             let _ = std::fs::write(root.join("cgroup.subtree_control"), "+io");
         }
@@ -128,7 +129,9 @@ fn remove(path: &Path) -> Outcome<()> {
         }
         match std::fs::remove_dir(path) {
             Ok(()) => return Ok(()),
-            Err(e) if start.elapsed() > Duration::from_secs(20) => return Err(format!("{}: {e}", path.display())),
+            Err(e) if start.elapsed() > Duration::from_secs(20) => {
+                return Err(format!("{}: {e}", path.display()));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -161,7 +164,10 @@ impl Throttle {
     pub(crate) fn apply(self, device: &str, group: Option<&Cgroup>) -> Outcome<Guard> {
         let settings = match hierarchy("blkio") {
             Ok(Hierarchy::V1(root)) => self.v1(&root, device),
-            _ => self.v2(group.map(Cgroup::path).ok_or("cgroup v2 throttles a group only, and there is none")?, device),
+            _ => self.v2(
+                group.map(Cgroup::path).ok_or("cgroup v2 throttles a group only, and there is none")?,
+                device,
+            ),
         };
         let ((), guard) = undo::make(|| {
             let mut done = Vec::new();
@@ -179,7 +185,12 @@ impl Throttle {
 
     /// Which file gets which line, and which line takes it back.
     fn v1(self, root: &Path, device: &str) -> Vec<(PathBuf, String, String)> {
-        let limits = [("read_bps", self.bytes), ("write_bps", self.bytes), ("read_iops", self.operations), ("write_iops", self.operations)];
+        let limits = [
+            ("read_bps", self.bytes),
+            ("write_bps", self.bytes),
+            ("read_iops", self.operations),
+            ("write_iops", self.operations),
+        ];
         let setting = |(name, limit)| {
             let file = root.join(format!("blkio.throttle.{name}_device"));
             (file, format!("{device} {limit}"), format!("{device} 0"))
@@ -195,7 +206,8 @@ impl Throttle {
 }
 
 fn undo_settings(done: &[(PathBuf, String)]) -> Outcome<()> {
-    let results: Vec<Outcome<()>> = done.iter().map(|(file, off)| std::fs::write(file, off).during(file.display())).collect();
+    let results: Vec<Outcome<()>> =
+        done.iter().map(|(file, off)| std::fs::write(file, off).during(file.display())).collect();
     results.into_iter().collect()
 }
 

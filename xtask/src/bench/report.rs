@@ -4,7 +4,7 @@
 //! A row compares ours with one rival: `bench, row, unit, ours, rival, theirs, ratio`, and `goal`, `met` where it has a
 //! goal, `note` where there is more to say. `ours` and `theirs` are numbers, or "died", or "failed", or null where
 //! there was nothing to measure. **A ratio above 1 always means that ours is better**: ours/theirs for rates,
-//! theirs/ours for times and bytes. The first JSON line has `parameters` instead of a row; a line with `skipped` says
+//! theirs/ours for times, bytes and counts. JSON lines with `parameters` come before the rows; a line with `skipped` says
 //! what was not run and why. Numbers are medians of the runs; a worst case is the worst of all runs. Runs of the
 //! worlds take turns, so that a slow minute of the machine hits all of them.
 
@@ -27,6 +27,8 @@ pub(crate) enum Unit {
     Mib,
     /// Requests to the daemon per operation.
     RoundTrips,
+    /// How many.
+    Count,
 }
 
 impl Unit {
@@ -38,6 +40,7 @@ impl Unit {
             Self::Seconds => "s",
             Self::Mib => "MiB",
             Self::RoundTrips => "trips/op",
+            Self::Count => "count",
         }
     }
 
@@ -143,7 +146,11 @@ pub(crate) fn median(numbers: &[f64]) -> Option<f64> {
 }
 
 /// Runs all worlds in turn, `runs` times; gives each world's results together.
-pub(crate) fn interleave<W, T>(runs: usize, worlds: &[W], mut run: impl FnMut(&W, usize) -> T) -> Vec<Vec<T>> {
+pub(crate) fn interleave<W, T>(
+    runs: usize,
+    worlds: &[W],
+    mut run: impl FnMut(&W, usize) -> T,
+) -> Vec<Vec<T>> {
     let mut results: Vec<Vec<T>> = worlds.iter().map(|_| Vec::with_capacity(runs)).collect();
     for number in 0..runs {
         for (world, of_world) in worlds.iter().zip(&mut results) {
@@ -168,13 +175,16 @@ pub(crate) fn summarise(runs: &[Vec<Measure>]) -> Vec<Measure> {
         summary.note = same.iter().find_map(|m| m.note.clone());
         summary.value = match (bad(Value::Died), bad(Value::Failed)) {
             (0, 0) if numbers.is_empty() => Value::Nothing,
-            (0, 0) if summary.worst && summary.unit.less_is_better() => Value::Number(numbers.iter().copied().fold(f64::MIN, f64::max)),
+            (0, 0) if summary.worst && summary.unit.less_is_better() => {
+                Value::Number(numbers.iter().copied().fold(f64::MIN, f64::max))
+            }
             (0, 0) if summary.worst => Value::Number(numbers.iter().copied().fold(f64::MAX, f64::min)),
             (0, 0) => median(&numbers).map_or(Value::Nothing, Value::Number),
             (died, failed) => {
                 let value = if died > 0 { Value::Died } else { Value::Failed };
                 let often = format!("in {} of {} runs", died.max(failed), same.len());
-                summary.note = Some(summary.note.take().map_or(often.clone(), |note| format!("{note} ({often})")));
+                summary.note =
+                    Some(summary.note.take().map_or(often.clone(), |note| format!("{note} ({often})")));
                 value
             }
         };
@@ -195,10 +205,13 @@ struct Row {
 }
 
 impl Row {
+    /// None where a side has no number, or one that nothing can be compared with.
     fn ratio(&self) -> Option<f64> {
         let (ours, theirs) = (self.ours.number()?, self.theirs.number()?);
-        let (over, under) = if self.unit.less_is_better() { (theirs, ours) } else { (ours, theirs) };
-        (under > 0.0).then(|| over / under)
+        if self.unit.less_is_better() {
+            return (ours > 0.0 && theirs > 0.0).then(|| theirs / ours);
+        }
+        (theirs > 0.0).then(|| ours / theirs)
     }
 
     /// Not met where there is no number to show for it.
@@ -207,23 +220,28 @@ impl Row {
         Some(self.ratio().is_some_and(|ratio| ratio >= goal))
     }
 
-    fn json(&self, bench: &str) -> Json {
-        let mut object = Map::new();
-        object.insert("bench".into(), json!(bench));
-        object.insert("row".into(), json!(self.row));
-        object.insert("unit".into(), json!(self.unit.name()));
-        object.insert("ours".into(), self.ours.json());
-        object.insert("rival".into(), json!(self.rival));
-        object.insert("theirs".into(), self.theirs.json());
-        object.insert("ratio".into(), self.ratio().map_or(Json::Null, |r| json!(round(r))));
+    /// The row's names and values, in the order of the form.
+    fn fields(&self, bench: &str) -> Vec<(&'static str, Json)> {
+        let mut fields = vec![
+            ("bench", json!(bench)),
+            ("row", json!(self.row)),
+            ("unit", json!(self.unit.name())),
+            ("ours", self.ours.json()),
+            ("rival", json!(self.rival)),
+            ("theirs", self.theirs.json()),
+            ("ratio", self.ratio().map_or(Json::Null, |r| json!(round(r)))),
+        ];
         if let (Some(goal), Some(met)) = (self.goal, self.met()) {
-            object.insert("goal".into(), json!(goal));
-            object.insert("met".into(), json!(met));
+            fields.extend([("goal", json!(goal)), ("met", json!(met))]);
         }
-        if let Some(note) = &self.note {
-            object.insert("note".into(), json!(note));
-        }
-        Json::Object(object)
+        fields.extend(self.note.iter().map(|note| ("note", json!(note))));
+        fields
+    }
+
+    /// One line of JSON.
+    fn line(&self, bench: &str) -> String {
+        let fields = self.fields(bench).into_iter().map(|(name, value)| format!("{}:{value}", json!(name)));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
     }
 
     fn cells(&self) -> [String; 8] {
@@ -234,7 +252,16 @@ impl Row {
             _ => String::new(),
         };
         let note = self.note.clone().unwrap_or_default();
-        [self.row.clone(), self.unit.name().into(), self.ours.show(), self.rival.clone(), self.theirs.show(), ratio, goal, note]
+        [
+            self.row.clone(),
+            self.unit.name().into(),
+            self.ours.show(),
+            self.rival.clone(),
+            self.theirs.show(),
+            ratio,
+            goal,
+            note,
+        ]
     }
 }
 
@@ -249,7 +276,12 @@ pub(crate) struct Report {
 
 impl Report {
     /// Prints the machine, the versions and the bench's own parameters.
-    pub(crate) fn open(bench: &'static str, as_json: bool, filter: Option<&str>, parameters: &[(&str, String)]) -> Self {
+    pub(crate) fn open(
+        bench: &'static str,
+        as_json: bool,
+        filter: Option<&str>,
+        parameters: &[(&str, String)],
+    ) -> Self {
         let mut all = machine();
         all.extend(parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         if as_json {
@@ -263,6 +295,15 @@ impl Report {
             }
         }
         Self { bench, as_json, filter: filter.map(str::to_owned), rows: Vec::new() }
+    }
+
+    /// A parameter that is only known after the first measurement.
+    pub(crate) fn parameter(&self, name: &str, value: &str) {
+        if self.as_json {
+            println!("{}", json!({ "bench": self.bench, "parameters": { name: value } }));
+        } else {
+            println!("  {name}  {value}");
+        }
     }
 
     /// Whether this row was asked for.
@@ -280,7 +321,13 @@ impl Report {
     }
 
     /// Adds the rows that compare the runs of ours with those of a rival. `goal` is the ratio wanted of a row.
-    pub(crate) fn compare(&mut self, ours: &[Vec<Measure>], rival: &str, theirs: &[Vec<Measure>], goal: impl Fn(&str) -> Option<f64>) {
+    pub(crate) fn compare(
+        &mut self,
+        ours: &[Vec<Measure>],
+        rival: &str,
+        theirs: &[Vec<Measure>],
+        goal: impl Fn(&str) -> Option<f64>,
+    ) {
         let theirs = summarise(theirs);
         for our in summarise(ours) {
             if !self.wants(&our.row) {
@@ -288,7 +335,8 @@ impl Report {
             }
             let their = theirs.iter().find(|m| m.row == our.row);
             let notes = [("ours", our.note), (rival, their.and_then(|m| m.note.clone()))];
-            let notes: Vec<String> = notes.into_iter().filter_map(|(who, note)| Some(format!("{who}: {}", note?))).collect();
+            let notes: Vec<String> =
+                notes.into_iter().filter_map(|(who, note)| Some(format!("{who}: {}", note?))).collect();
             self.rows.push(Row {
                 goal: goal(&our.row),
                 row: our.row,
@@ -307,13 +355,14 @@ impl Report {
         self.rows.sort_by_key(|r| order.iter().position(|name| *name == r.row));
         if self.as_json {
             for row in &self.rows {
-                println!("{}", row.json(self.bench));
+                println!("{}", row.line(self.bench));
             }
             return;
         }
         let head = ["row", "unit", "ours", "rival", "theirs", "ratio", "goal", "note"].map(str::to_owned);
         let lines: Vec<[String; 8]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
-        let wide: [usize; 8] = std::array::from_fn(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0));
+        let wide: [usize; 8] =
+            std::array::from_fn(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0));
         for cells in lines {
             let line = cells.iter().enumerate().map(|(i, cell)| match i {
                 2 | 4 | 5 => format!("{cell:>0$}", wide[i]),
@@ -352,7 +401,14 @@ fn machine() -> Vec<(String, String)> {
         ("user", if is_root() { "root".into() } else { "not root".into() }),
         ("source", git.unwrap_or_else(unknown)),
         ("rustc", first_line("rustc", &["--version"]).unwrap_or_else(unknown)),
-        ("fuse", format!("max_pages_limit {}, enable_uring {}", file("/proc/sys/fs/fuse/max_pages_limit"), fuse("enable_uring"))),
+        (
+            "fuse",
+            format!(
+                "max_pages_limit {}, enable_uring {}",
+                file("/proc/sys/fs/fuse/max_pages_limit"),
+                fuse("enable_uring")
+            ),
+        ),
     ];
     described.map(|(name, value)| (name.to_owned(), value)).into()
 }
@@ -360,6 +416,10 @@ fn machine() -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parsed(row: &Row) -> Json {
+        serde_json::from_str(&row.line("test")).unwrap()
+    }
 
     fn one(row: &str, unit: Unit, value: f64) -> Vec<Measure> {
         vec![Measure::new(row, unit, Value::Number(value))]
@@ -391,12 +451,19 @@ mod tests {
     #[test]
     fn rows_keep_their_form() {
         let mut report = report();
-        let (ours, theirs) = ([one("write", Unit::MibPerSecond, 50.0)], [one("write", Unit::MibPerSecond, 100.0)]);
+        let (ours, theirs) =
+            ([one("write", Unit::MibPerSecond, 50.0)], [one("write", Unit::MibPerSecond, 100.0)]);
         report.compare(&ours, "tmpfs", &theirs, |_| Some(0.9));
-        report.compare(&[one("wall", Unit::Seconds, 5.0)], "tmpfs", &[one("wall", Unit::Seconds, 10.0)], |_| None);
+        report.compare(
+            &[one("wall", Unit::Seconds, 5.0)],
+            "tmpfs",
+            &[one("wall", Unit::Seconds, 10.0)],
+            |_| None,
+        );
         let expected = json!({"bench": "test", "row": "write", "unit": "MiB/s", "ours": 50.0, "rival": "tmpfs",
             "theirs": 100.0, "ratio": 0.5, "goal": 0.9, "met": false});
-        assert_eq!(report.rows[0].json("test"), expected);
+        assert_eq!(parsed(&report.rows[0]), expected);
+        assert!(report.rows[0].line("test").starts_with(r#"{"bench":"test","row":"write","unit":"#));
         assert_eq!(report.rows[1].ratio(), Some(2.0));
         assert_eq!(report.rows[1].met(), None);
     }
@@ -405,9 +472,17 @@ mod tests {
     fn who_died_is_said_and_has_no_ratio() {
         let died = vec![Measure::new("write", Unit::MibPerSecond, Value::Died).noted("writer killed")];
         let mut report = report();
-        report.compare(&[one("write", Unit::MibPerSecond, 5.0)], "zram", &[one("write", Unit::MibPerSecond, 7.0), died], |_| Some(1.0));
-        let line = report.rows[0].json("test");
-        assert_eq!((&line["theirs"], &line["ratio"], &line["met"]), (&json!("died"), &Json::Null, &json!(false)));
+        report.compare(
+            &[one("write", Unit::MibPerSecond, 5.0)],
+            "zram",
+            &[one("write", Unit::MibPerSecond, 7.0), died],
+            |_| Some(1.0),
+        );
+        let line = parsed(&report.rows[0]);
+        assert_eq!(
+            (&line["theirs"], &line["ratio"], &line["met"]),
+            (&json!("died"), &Json::Null, &json!(false))
+        );
         assert_eq!(line["note"], "zram: writer killed (in 1 of 2 runs)");
     }
 
@@ -423,7 +498,25 @@ mod tests {
         report.compare(&[one("seq write", Unit::Seconds, 1.0)], "x", &[], |_| None);
         report.compare(&[one("seq read", Unit::Seconds, 1.0)], "x", &[], |_| None);
         assert_eq!(report.rows.len(), 1);
-        assert_eq!(report.rows[0].json("t")["theirs"], Json::Null);
+        assert_eq!(parsed(&report.rows[0])["theirs"], Json::Null);
+    }
+
+    #[test]
+    fn nothing_is_compared_with_zero() {
+        let mut report = report();
+        report.compare(
+            &[one("trips", Unit::RoundTrips, 2.0)],
+            "x",
+            &[one("trips", Unit::RoundTrips, 0.0)],
+            |_| None,
+        );
+        report.compare(
+            &[one("rate", Unit::PerSecond, 0.0)],
+            "x",
+            &[one("rate", Unit::PerSecond, 5.0)],
+            |_| None,
+        );
+        assert_eq!((report.rows[0].ratio(), report.rows[1].ratio()), (None, Some(0.0)));
     }
 
     #[test]

@@ -68,7 +68,11 @@ pub(crate) fn is_root() -> bool {
 
 /// Waits for a child, and kills it when its time is over; `meanwhile` is called every few milliseconds.
 /// `None`: it was killed here. A child that cannot even be killed is given up after a while.
-pub(crate) fn wait(child: &mut Child, patience: Duration, mut meanwhile: impl FnMut()) -> Outcome<Option<ExitStatus>> {
+pub(crate) fn wait(
+    child: &mut Child,
+    patience: Duration,
+    mut meanwhile: impl FnMut(),
+) -> Outcome<Option<ExitStatus>> {
     let start = Instant::now();
     let mut killed = false;
     loop {
@@ -116,7 +120,11 @@ pub(crate) fn finish(command: &mut Command, patience: Duration) -> Outcome<(Opti
     command.stdout(said.try_clone().during("stdout")?).stderr(complained.try_clone().during("stderr")?);
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let status = wait(&mut child, patience, || {})?;
-    let output = Output { status: status.unwrap_or_default(), stdout: read_all(&mut said)?, stderr: read_all(&mut complained)? };
+    let output = Output {
+        status: status.unwrap_or_default(),
+        stdout: read_all(&mut said)?,
+        stderr: read_all(&mut complained)?,
+    };
     Ok((status, output))
 }
 
@@ -152,7 +160,10 @@ pub(crate) fn program(named: Option<&Path>) -> Outcome<PathBuf> {
     let exe = std::env::current_exe().during("finding this program")?;
     let built = exe.with_file_name("overspill");
     let usual = workspace().join("target/release/overspill");
-    [built, usual].into_iter().find(|p| p.exists()).ok_or_else(|| "the build left no program: name one with --program".into())
+    [built, usual]
+        .into_iter()
+        .find(|p| p.exists())
+        .ok_or_else(|| "the build left no program: name one with --program".into())
 }
 
 /// Where a program is found in PATH.

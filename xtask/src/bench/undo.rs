@@ -64,7 +64,8 @@ pub(crate) fn make<T>(make: impl FnOnce() -> Outcome<(T, Undo)>) -> Outcome<(T, 
 /// From now on a signal that ends us unmakes everything first.
 pub(crate) fn on_signals() -> Outcome<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).during("catching signals")?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).during("catching signals")?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             eprintln!("bench: ended by signal {signal}, cleaning up");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cgroup::{Cgroup, Throttle};
-use super::tools::{During as _, MIB, Outcome, first_line, is_root, run, run_for};
+use super::tools::{During as _, MIB, Outcome, is_root, run, run_for};
 use super::undo::{self, Guard, Guards};
 
 /// Ours, or which rival.
@@ -127,7 +127,10 @@ fn file(path: &Path, size: u64) -> Outcome<Guard> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut options = std::fs::OpenOptions::new();
         let made = options.write(true).create_new(true).mode(0o600).open(&path).during(path.display())?;
-        let reserved = rustix::fs::fallocate(&made, rustix::fs::FallocateFlags::empty(), 0, size);
+        let reserved = match size {
+            0 => Ok(()),
+            size => rustix::fs::fallocate(&made, rustix::fs::FallocateFlags::empty(), 0, size),
+        };
         if let Err(e) = reserved {
             let _ = std::fs::remove_file(&path);
             return Err(format!("{}: {size} bytes: {e}", path.display()));
@@ -198,7 +201,8 @@ fn zram(size: u64) -> Outcome<(PathBuf, Guard)> {
             }
         };
         let set = std::fs::write(sys.join("comp_algorithm"), "lz4").during("zram with lz4");
-        let set = set.and_then(|()| std::fs::write(sys.join("disksize"), size.to_string()).during("sizing zram"));
+        let set =
+            set.and_then(|()| std::fs::write(sys.join("disksize"), size.to_string()).during("sizing zram"));
         if let Err(e) = set {
             let _ = remove();
             return Err(e);
@@ -225,7 +229,12 @@ fn number_of(device: &Path) -> Outcome<String> {
 }
 
 /// A directory with `size` bytes of disk to use, and the device that is under it.
-fn disk(setup: &Setup<'_>, size: u64, relaxed: bool, guards: &mut Guards) -> Outcome<(PathBuf, Option<String>)> {
+fn disk(
+    setup: &Setup<'_>,
+    size: u64,
+    relaxed: bool,
+    guards: &mut Guards,
+) -> Outcome<(PathBuf, Option<String>)> {
     let throttle = match setup.disk {
         Disk::Directory => {
             let dir = fresh(setup.base, "disk");
@@ -264,7 +273,12 @@ fn device_under(dir: &Path) -> Option<String> {
 
 /// The kind of file system a directory is on.
 pub(crate) fn file_system(dir: &Path) -> String {
-    first_line("stat", &["-f", "-c", "%T", &dir.to_string_lossy()]).unwrap_or_else(|| "unknown".into())
+    let Ok(stat) = rustix::fs::stat(dir) else { return "unknown".into() };
+    let number = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let line = table.lines().find(|l| l.split(' ').nth(2) == Some(&number));
+    let kind = line.and_then(|l| l.split_once(" - ")?.1.split(' ').next());
+    kind.unwrap_or("unknown").to_owned()
 }
 
 /// Bytes written so far to a block device ("major:minor"), counted by the kernel.
@@ -340,7 +354,7 @@ fn ours(setup: &Setup<'_>, mut guards: Guards) -> Outcome<World> {
     let at = fresh(setup.base, "ours");
     guards.push(directory(&at)?);
     let log = fresh(setup.base, "log");
-    guards.push(file(&log, 0).or_else(|_| log_file(&log))?);
+    guards.push(file(&log, 0)?);
     let mut command = match setup.cgroup {
         Some(group) => group.command(setup.program)?,
         None => Command::new(setup.program),
@@ -348,18 +362,112 @@ fn ours(setup: &Setup<'_>, mut guards: Guards) -> Outcome<World> {
     command.args(["mount", "--size", &setup.size.to_string(), "--memory", &setup.memory.to_string()]);
     command.arg("--store").arg(&store).arg("--log").arg(&log).arg(&at);
     let (daemon, guard) = undo::make(|| {
-        let mounted = run(&mut command).and_then(|_| daemon_of(setup.program, &at));
-        let mounted = mounted.map_err(|e| format!("{e}\n{}", std::fs::read_to_string(&log).unwrap_or_default()));
-        let program = setup.program.to_path_buf();
-        let undo = move |pid: Option<u32>| unmount_ours(&program, &at, pid);
-        match mounted {
-            Ok(pid) => Ok(((pid, at.clone()), Box::new({ let at = at.clone(); let program = setup.program.to_path_buf(); move || unmount_ours(&program, &at, Some(pid)) }))),
-            Err(e) => {
-                let _ = undo(None);
-                Err(e)
-            }
-        }
+        let (program, at) = (setup.program.to_path_buf(), at.clone());
+        let mounted = run(&mut command).and_then(|_| daemon_of(&program, &at));
+        let daemon = mounted.map_err(|e| {
+            let _ = unmount_ours(&program, &at, None);
+            format!("{e}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
+        })?;
+        Ok((daemon, Box::new(move || unmount_ours(&program, &at, Some(daemon)))))
     })?;
     guards.push(guard);
-    Ok(World { dir: daemon.1, daemon: Some(daemon.0), device, guards })
+    Ok(World { dir: at, daemon: Some(daemon), device, guards })
+}
+
+/// The daemon that serves a mount, as it says itself.
+fn daemon_of(program: &Path, at: &Path) -> Outcome<u32> {
+    let said = run(Command::new(program).args(["stats", "--json"]).arg(at))?;
+    let stats: serde_json::Value = serde_json::from_str(&said).during("overspill stats --json")?;
+    let pid = stats["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    pid.ok_or_else(|| format!("overspill stats --json names no pid: {said}"))
+}
+
+/// Unmounts ours: politely, by force, and out of sight, whichever comes first; then no daemon is left.
+fn unmount_ours(program: &Path, at: &Path, daemon: Option<u32>) -> Outcome<()> {
+    let polite = run(Command::new(program).arg("umount").arg(at));
+    let Err(why) = polite else { return Ok(()) };
+    if !is_mounted(at) {
+        return Ok(());
+    }
+    let forced = run(Command::new(program).args(["umount", "--force"]).arg(at));
+    if is_mounted(at) {
+        let _ = run(Command::new(program).args(["umount", "--lazy"]).arg(at));
+    }
+    let daemon = daemon.and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(pid) = daemon.filter(|pid| is_daemon(*pid)) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    match (is_mounted(at), forced) {
+        (false, _) => Ok(()),
+        (true, forced) => Err(format!("{why}; {}", forced.err().unwrap_or_default())),
+    }
+}
+
+/// Whether the process is still an overspill daemon, and not another that got its number.
+fn is_daemon(pid: rustix::process::Pid) -> bool {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    line.split(|b| *b == 0).any(|argument| argument == b"--daemon-child")
+}
+
+fn is_mounted(at: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let escaped = at.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+    table.lines().any(|line| line.split(' ').nth(4) == Some(&escaped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leftovers() -> (usize, String, String) {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = format!("bench-{}", std::process::id());
+        let mine = mounts.lines().filter(|l| l.contains(&ours)).count();
+        let loops = run(Command::new("losetup").args(["--list", "--noheadings", "--output", "BACK-FILE"]))
+            .unwrap_or_default();
+        let loops: Vec<&str> = loops.lines().filter(|l| l.contains(&ours)).collect();
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap();
+        let swaps: Vec<&str> = swaps.lines().filter(|l| l.contains(&ours)).collect();
+        (mine, loops.join(","), swaps.join(","))
+    }
+
+    #[test]
+    fn rivals_come_and_leave_nothing() {
+        if !is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, guards) = base(parent.path()).unwrap();
+        for (kind, disk) in [
+            (Kind::Tmpfs, Disk::Directory),
+            (Kind::Ext4, Disk::Loop(Some(Throttle::CLOUD))),
+            (Kind::Ext4Relaxed, Disk::Loop(None)),
+            (Kind::TmpfsSwap, Disk::Loop(None)),
+            (Kind::TmpfsZram, Disk::Directory),
+        ] {
+            let setup = Setup {
+                base: &dir,
+                program: Path::new("none"),
+                size: 32 * MIB,
+                memory: 0,
+                disk,
+                cgroup: None,
+            };
+            let world = match World::make(kind, &setup) {
+                Ok(world) => world,
+                Err(why) => {
+                    eprintln!("skipped: {}: {why}", kind.name());
+                    continue;
+                }
+            };
+            std::fs::write(world.dir.join("file"), "x").unwrap();
+            assert!(matches!(disk, Disk::Directory) || world.device.as_deref().and_then(written).is_some());
+            world.end();
+        }
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        drop(guards);
+        assert!(!dir.exists());
+        assert_eq!(leftovers(), (0, String::new(), String::new()));
+    }
 }

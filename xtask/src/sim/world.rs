@@ -209,7 +209,9 @@ impl World {
         let set: &[_] = match self.mode {
             Mode::FailsWrites => &[&f.write_error, &f.torn_error],
             Mode::FailsReads => &[&f.read_error],
-            Mode::Damages => &[&f.read_flip, &f.write_flip, &f.torn_silent, &f.misdirected_write, &f.misdirected_read],
+            Mode::Damages => {
+                &[&f.read_flip, &f.write_flip, &f.torn_silent, &f.misdirected_write, &f.misdirected_read]
+            }
             Mode::Sound | Mode::Full | Mode::AccountFull => &[],
         };
         for fault in set {
@@ -302,7 +304,10 @@ impl World {
     fn say(&self, what: &str, who: usize, at: usize, len: usize) {
         if self.trace {
             let pages = (at / PAGE, (at + len).div_ceil(PAGE));
-            println!("{:6} object {who}: {what} {len} bytes at {at}, pages {}..{}", self.now, pages.0, pages.1);
+            println!(
+                "{:6} object {who}: {what} {len} bytes at {at}, pages {}..{}",
+                self.now, pages.0, pages.1
+            );
         }
     }
 
@@ -388,7 +393,8 @@ impl World {
         }
         self.say("zero", who, at, len);
         let object = self.begin_change(who, |model| model.zero(at, len));
-        let (subjects, mode, faults, trace) = (self.subjects.clone(), self.mode, self.faults.clone(), self.trace);
+        let (subjects, mode, faults, trace) =
+            (self.subjects.clone(), self.mode, self.faults.clone(), self.trace);
         self.spawn(async move {
             let result = object.zero(at as u64, (at + len) as u64).await;
             if let Err(error) = result {
@@ -482,7 +488,11 @@ impl World {
         for subject in subjects.iter() {
             for page in 0..PAGES {
                 if subject.model.page_has_data(page) {
-                    assert_eq!(subject.object.next_data(page as u64), Some(page as u64), "a page with data exists");
+                    assert_eq!(
+                        subject.object.next_data(page as u64),
+                        Some(page as u64),
+                        "a page with data exists"
+                    );
                 }
             }
         }

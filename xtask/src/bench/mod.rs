@@ -1,0 +1,119 @@
+//! `cargo xtask bench`: what overspill costs and gains, against what the kernel offers.
+//!
+//! - `mount`: in budget, against the kernel's tmpfs, with the round trips that each operation costs.
+//! - `spill`: data four times the memory, against tmpfs with swap and against ext4.
+//! - `build`: a real build with memory for half its tree.
+//!
+//! [`report`] is the form that all of them keep; [`worlds`] are the places they run in; [`undo`] leaves nothing behind.
+
+mod build;
+mod cgroup;
+mod data;
+mod mount;
+pub(crate) mod report;
+mod spill;
+pub(crate) mod tools;
+pub(crate) mod undo;
+mod workload;
+pub(crate) mod worlds;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tools::Outcome;
+
+/// `cargo xtask bench …`
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Which {
+    /// In budget, against the kernel's tmpfs
+    Mount(mount::MountArgs),
+    /// Over budget in a memory group, against tmpfs with swap and ext4
+    Spill(spill::SpillArgs),
+    /// A build with memory for half its tree
+    Build(build::BuildArgs),
+    /// Runs one phase, as a child of `spill`
+    #[command(hide = true)]
+    Workload(workload::WorkloadArgs),
+    /// Runs a command in a memory group
+    #[command(hide = true)]
+    Within {
+        group: PathBuf,
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// What every bench can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Common {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Small sizes: a smoke test, no measurement
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is run, in turn; medians are shown
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Only rows whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    row: Option<String>,
+    /// Only rivals whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    rival: Option<String>,
+    /// Where stores, swap files and images go [default: target/bench]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The overspill program [default: this workspace's release build, built first]
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+impl Common {
+    fn dir(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| tools::workspace().join("target/bench"))
+    }
+
+    fn wants_rival(&self, kind: worlds::Kind) -> bool {
+        self.rival.as_ref().is_none_or(|text| kind.name().contains(text.as_str()))
+    }
+}
+
+/// The disk that stores, swap files and ext4 are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DiskArg {
+    /// As it is
+    Fast,
+    /// A loop device throttled to 125 MiB/s and 3,000 operations/s each way
+    Cloud,
+}
+
+/// Runs a bench. Rows that cannot be run are said to be skipped; only what nobody expects is an error.
+pub(crate) fn run(args: &BenchArgs) -> ExitCode {
+    let outcome = match &args.which {
+        Which::Mount(args) => prepared(|| mount::run(args)),
+        Which::Spill(args) => prepared(|| spill::run(args)),
+        Which::Build(args) => prepared(|| build::run(args)),
+        Which::Workload(args) => workload::work(args),
+        Which::Within { group, command } => Err(cgroup::become_within(group, command)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepared(bench: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
+    undo::on_signals()?;
+    bench()
+}

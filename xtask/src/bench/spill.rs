@@ -1,0 +1,308 @@
+//! `bench spill`: data several times the memory that workload and daemon have together, in one memory group.
+//!
+//! Each phase is a child in the group. Between phases all worlds alike are synced and the kernel's caches dropped. A
+//! child or daemon killed by the kernel is a result ("died"); a writer that died is started again where it stopped, so
+//! that there is something to read. The memory that zram takes is not charged to any group: its rows flatter it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cgroup::{Cgroup, Throttle};
+use super::data;
+use super::report::{Measure, Report, Unit, Value, interleave};
+use super::tools::{self, During as _, GIB, MIB, Outcome, Size};
+use super::workload::{Done, Ending, Job, Phase, ZIPF};
+use super::worlds::{self, Disk, Kind, Setup, World};
+use super::{Common, DiskArg};
+
+/// Arguments of `bench spill`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SpillArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The disk that stores, swap files and ext4 are on
+    #[arg(long, value_enum, default_value = "fast")]
+    disk: DiskArg,
+    /// Limit of the memory group [default: 512m, quick: 96m]
+    #[arg(long, value_name = "SIZE")]
+    cgroup: Option<Size>,
+    /// Memory of ours, within the group [default: half the group]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Bytes of the file [default: 2g, quick: 256m]
+    #[arg(long, value_name = "SIZE")]
+    data: Option<Size>,
+    /// How long each random phase takes [default: 5, quick: 0.5]
+    #[arg(long)]
+    seconds: Option<f64>,
+}
+
+/// Rivals in the order of the table.
+const RIVALS: [Kind; 3] = [Kind::TmpfsSwap, Kind::TmpfsZram, Kind::Ext4];
+
+/// Row, phase, threads, unit. The first one fills the file and is always run.
+const PHASES: [(&str, Phase, u64, Unit); 6] = [
+    ("seq write", Phase::SeqWrite, 1, Unit::MibPerSecond),
+    ("seq read", Phase::SeqRead, 1, Unit::MibPerSecond),
+    ("rand 4K read, depth 1", Phase::RandRead, 1, Unit::PerSecond),
+    ("rand 4K read, 16 threads", Phase::RandRead, 16, Unit::PerSecond),
+    ("zipf 4K read", Phase::ZipfRead, 1, Unit::PerSecond),
+    ("rand 4K write", Phase::RandWrite, 1, Unit::PerSecond),
+];
+
+/// The latency rows of a phase.
+const LATENCIES: [&str; 3] = ["p99", "p99.9", "max"];
+
+/// How often a dead writer is started again.
+const RESTARTS: u32 = 50;
+
+/// How much of everything, the defaults filled in.
+#[derive(Clone, Copy, Debug)]
+struct Amounts {
+    group: u64,
+    memory: u64,
+    data: u64,
+    seconds: f64,
+    patience: Duration,
+}
+
+/// Runs it.
+pub(crate) fn run(args: &SpillArgs) -> Outcome<()> {
+    let common = &args.common;
+    let (group, data, seconds) =
+        if common.quick { (96 * MIB, 256 * MIB, 0.5) } else { (512 * MIB, 2 * GIB, 5.0) };
+    let group = args.cgroup.map_or(group, |s| s.0);
+    let amounts = Amounts {
+        group,
+        memory: args.memory.map_or(group / 2, |s| s.0),
+        data: args.data.map_or(data, |s| s.0) / MIB * MIB,
+        seconds: args.seconds.unwrap_or(seconds),
+        patience: Duration::from_secs(if common.quick { 120 } else { 1200 }),
+    };
+    if amounts.data == 0 || amounts.seconds.is_nan() || amounts.seconds <= 0.0 {
+        return Err("--data must be at least 1m and --seconds more than 0".into());
+    }
+    let program = tools::program(common.program.as_deref())?;
+    let mut report =
+        Report::open("spill", common.json, common.row.as_deref(), &parameters(args, amounts, &program));
+    if let Some(why) = Cgroup::unavailable() {
+        report.skip("all", &why);
+        return Ok(());
+    }
+    let (base, guards) = worlds::base(&common.dir())?;
+    let bench = Bench { args, amounts, base: &base, program: &program, report: &report };
+    let mut worlds = vec![Kind::Ours];
+    worlds.extend(RIVALS.into_iter().filter(|kind| common.wants_rival(*kind)));
+    let mut skipped: Vec<(Kind, String)> = Vec::new();
+    let results = interleave(usize::from(common.runs), &worlds, |kind, number| {
+        if skipped.iter().any(|(k, _)| k == kind) {
+            return Ok(Vec::new());
+        }
+        eprintln!("bench spill: run {} of {}: {}", number + 1, common.runs, kind.name());
+        match bench.world(*kind) {
+            Err(why) if *kind != Kind::Ours => {
+                skipped.push((*kind, why));
+                Ok(Vec::new())
+            }
+            measured => measured,
+        }
+    });
+    let results: Vec<Vec<Vec<Measure>>> =
+        results.into_iter().map(|of_world| of_world.into_iter().collect()).collect::<Outcome<_>>()?;
+    for (kind, why) in &skipped {
+        report.skip(kind.name(), why);
+    }
+    for (kind, theirs) in worlds.iter().zip(&results).skip(1) {
+        if skipped.iter().all(|(k, _)| k != kind) {
+            report.compare(&results[0], kind.name(), theirs, |_| None);
+        }
+    }
+    report.close();
+    drop(guards);
+    Ok(())
+}
+
+fn parameters(args: &SpillArgs, amounts: Amounts, program: &Path) -> Vec<(&'static str, String)> {
+    let version = tools::first_line(&program.to_string_lossy(), &["--version"]);
+    let fs = worlds::file_system(&existing(&args.common.dir()));
+    let disk = match args.disk {
+        DiskArg::Fast => format!("fast: as it is, a directory on {fs} (that is what is called ext4 below)"),
+        DiskArg::Cloud => format!(
+            "cloud: ext4 on a loop device (direct I/O) over a file on {fs}, 125 MiB/s and 3000 operations/s each way"
+        ),
+    };
+    vec![
+        ("overspill", version.unwrap_or_else(|| "unknown".into())),
+        ("e2fsprogs", tools::first_line("mkfs.ext4", &["-V"]).unwrap_or_else(|| "unknown".into())),
+        ("runs", format!("{}, in turn; medians, of max the worst", args.common.runs)),
+        ("memory group", format!("{}, workload and daemon together", Size(amounts.group))),
+        ("memory of ours", Size(amounts.memory).to_string()),
+        ("data", format!("{}: {}", Size(amounts.data), data::DESCRIPTION)),
+        (
+            "phases",
+            format!(
+                "seq by 1 MiB, the write ends with fsync (in its time and latencies); random {} s each, fadvise RANDOM, no fsync; zipf {ZIPF}, hot pages scattered",
+                amounts.seconds
+            ),
+        ),
+        ("between phases", "syncfs and drop_caches, all worlds alike".into()),
+        ("disk", disk),
+        (
+            "disk written",
+            "counted by the device under it, from the mount to the end; as it is: others' writes too".into(),
+        ),
+        ("zram", "lz4; its memory is charged to no group".into()),
+    ]
+}
+
+/// The nearest directory above that exists.
+fn existing(dir: &Path) -> PathBuf {
+    dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/")).to_path_buf()
+}
+
+struct Bench<'a> {
+    args: &'a SpillArgs,
+    amounts: Amounts,
+    base: &'a Path,
+    program: &'a Path,
+    report: &'a Report,
+}
+
+impl Bench<'_> {
+    fn wants(&self, row: &str) -> bool {
+        self.report.wants(row) || LATENCIES.iter().any(|l| self.report.wants(&latency(row, l)))
+    }
+
+    /// All phases in one world.
+    fn world(&self, kind: Kind) -> Outcome<Vec<Measure>> {
+        let group = Cgroup::make(Some(self.amounts.group))?;
+        let setup = Setup {
+            base: self.base,
+            program: self.program,
+            size: self.amounts.data + self.amounts.data / 4,
+            memory: self.amounts.memory,
+            disk: if self.args.disk == DiskArg::Cloud {
+                Disk::Loop(Some(Throttle::CLOUD))
+            } else {
+                Disk::Directory
+            },
+            cgroup: Some(&group),
+        };
+        let world = World::make(kind, &setup)?;
+        let written = || world.device.as_deref().and_then(worlds::written);
+        let before = written();
+        let mut out = Vec::new();
+        for (number, (row, phase, threads, unit)) in PHASES.into_iter().enumerate() {
+            if number > 0 && !self.wants(row) {
+                continue;
+            }
+            let job = Job {
+                phase,
+                file: &world.dir.join("data"),
+                size: self.amounts.data,
+                seconds: self.amounts.seconds,
+                threads,
+                seed: number as u64 + 1,
+            };
+            out.extend(self.phase(row, unit, &job, &group, &world)?);
+            settle(&world.dir);
+        }
+        let mib = |bytes: Option<u64>| bytes.map_or(Value::Nothing, |b| Value::Number(b as f64 / MIB as f64));
+        let peak = Measure::worst("group peak", Unit::Mib, mib(group.peak()));
+        out.push(match world.daemon_peak() {
+            Some(daemon) => peak.noted(format!("of that the daemon's VmHWM {} MiB", daemon / MIB)),
+            None => peak,
+        });
+        let bytes = before.zip(written()).map(|(before, after)| after.saturating_sub(before));
+        out.push(Measure::new("disk written", Unit::Mib, mib(bytes)));
+        out.push(Measure::worst("OOM kills", Unit::Count, Value::Number(group.oom_kills() as f64)));
+        world.end();
+        drop(group);
+        Ok(out)
+    }
+
+    /// One phase: its rate and its latencies.
+    fn phase(
+        &self,
+        row: &str,
+        unit: Unit,
+        job: &Job<'_>,
+        group: &Cgroup,
+        world: &World,
+    ) -> Outcome<Vec<Measure>> {
+        let mut ending = if world.alive() { job.run(group, self.amounts.patience)? } else { Ending::Killed };
+        if !world.alive() {
+            ending = Ending::Killed;
+        }
+        let mut value_note = match &ending {
+            Ending::Done(done) => return Ok(numbers(row, unit, done)),
+            Ending::Killed if !world.alive() => (Value::Died, "the daemon is dead".to_owned()),
+            Ending::Killed => (Value::Died, "the workload was killed".to_owned()),
+            Ending::Failed(why) => (Value::Failed, why.clone()),
+        };
+        if job.phase == Phase::SeqWrite && ending == Ending::Killed && world.alive() {
+            let restarts = self.finish_writing(job, group)?;
+            value_note.1 = format!("{}, {restarts}", value_note.1);
+        }
+        let measure = |name: String, unit| Measure::new(name, unit, value_note.0).noted(value_note.1.clone());
+        let mut out = vec![measure(row.to_owned(), unit)];
+        out.extend(
+            LATENCIES.iter().map(|l| Measure { note: None, ..measure(latency(row, l), Unit::Micros) }),
+        );
+        Ok(out)
+    }
+
+    /// Goes on with a file whose writer was killed, as long as it grows.
+    fn finish_writing(&self, job: &Job<'_>, group: &Cgroup) -> Outcome<String> {
+        let length = || std::fs::metadata(job.file).map_or(0, |m| m.len());
+        for restart in 1..=RESTARTS {
+            let before = length();
+            match job.run(group, self.amounts.patience)? {
+                Ending::Done(_) => return Ok(format!("complete after {restart} restarts")),
+                Ending::Killed if length() > before => {}
+                Ending::Killed => break,
+                Ending::Failed(why) => return Ok(why),
+            }
+        }
+        Ok(format!("never complete: {} MiB", length() / MIB))
+    }
+}
+
+fn latency(row: &str, which: &str) -> String {
+    format!("{row}, {which}")
+}
+
+fn numbers(row: &str, unit: Unit, done: &Done) -> Vec<Measure> {
+    let amount = if unit == Unit::MibPerSecond { done.bytes / MIB as f64 } else { done.operations };
+    let mut out = vec![Measure::new(row, unit, Value::Number(amount / done.seconds.max(1e-9)))];
+    for (name, micros) in LATENCIES.iter().zip(done.latencies) {
+        let make = if *name == "max" { Measure::worst } else { Measure::new };
+        out.push(make(latency(row, name), Unit::Micros, Value::Number(micros)));
+    }
+    out
+}
+
+/// Writes back what the world's file system holds dirty, and drops the kernel's caches.
+fn settle(dir: &Path) {
+    let synced =
+        std::fs::File::open(dir).during("opening").and_then(|d| rustix::fs::syncfs(&d).during("syncfs"));
+    let dropped = std::fs::write("/proc/sys/vm/drop_caches", "3").during("drop_caches");
+    for error in [synced, dropped].into_iter().filter_map(Outcome::err) {
+        eprintln!("bench spill: between phases: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_gives_its_rate_and_three_latencies() {
+        let done =
+            Done { operations: 100.0, bytes: 50.0 * MIB as f64, seconds: 2.0, latencies: [1.0, 2.0, 3.0] };
+        let rows: Vec<_> = numbers("seq write", Unit::MibPerSecond, &done);
+        assert_eq!(rows[0].value, Value::Number(25.0));
+        assert_eq!(rows[3], Measure::worst("seq write, max", Unit::Micros, Value::Number(3.0)));
+        assert_eq!(numbers("x", Unit::PerSecond, &done)[0].value, Value::Number(50.0));
+    }
+}
