@@ -1,7 +1,12 @@
 //! Development commands. `cargo xtask help` lists them.
 
 mod bench;
+mod check;
+mod demo;
+mod run;
 mod sim;
+#[cfg(test)]
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -12,6 +17,12 @@ use clap::Parser;
 enum Command {
     /// Measure overspill against what the kernel offers.
     Bench(bench::BenchArgs),
+    /// Check formatting, lints and documentation.
+    Check,
+    /// Check, test and simulate everything; installs what the tests need. What CI runs.
+    Test,
+    /// Copy a tree larger than the memory through a mount, compare it, show where every byte is.
+    Demo(demo::DemoArgs),
     /// Run seeds of the deterministic simulation of VM and store.
     Sim(sim::SimArgs),
 }
@@ -19,6 +30,9 @@ enum Command {
 fn main() -> ExitCode {
     match Command::parse() {
         Command::Bench(args) => bench::run(&args),
-        Command::Sim(args) => sim::run(&args),
+        Command::Check => run::finish(check::check()),
+        Command::Test => run::finish(check::test()),
+        Command::Demo(args) => run::finish(demo::demo(&args)),
+        Command::Sim(args) => run::finish(sim::simulate(&args)),
     }
 }

@@ -42,7 +42,14 @@ impl Server {
         self.evict_copy(ino);
     }
 
-    pub(crate) fn write(self: &Arc<Self>, ino: u64, offset: u64, data: &[u8], flags: Fuse, reply: ReplyWrite) {
+    pub(crate) fn write(
+        self: &Arc<Self>,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        flags: Fuse,
+        reply: ReplyWrite,
+    ) {
         let cached = flags.contains(Fuse::FUSE_WRITE_CACHE);
         let how = WriteFlags {
             // Somebody was told that this is written; unless they are told only when it is.
@@ -99,7 +106,12 @@ impl Server {
                 if cached {
                     // Fails only if the inode is gone, and its data with it.
                     let _ = self.fs.mark_lost(ino, offset + done as u64, (len - done) as u64).await;
-                    tracing::warn!(ino, offset, lost = len - done, "data the kernel had accepted finds no room");
+                    tracing::warn!(
+                        ino,
+                        offset,
+                        lost = len - done,
+                        "data the kernel had accepted finds no room"
+                    );
                 }
                 reply.error(error);
                 self.ask_before_writes(ino);

@@ -46,10 +46,10 @@ impl Kernel {
     /// Calls `then` when everything the kernel held dirty of a file has been written here.
     pub(crate) fn after_write_back(&self, ino: u64, then: Box<dyn FnOnce() + Send>) {
         // The thread lives as long as self; were it gone, the request would be answered late rather than never.
-        if let Err(unsent) = self.asks.send(Ask::WriteBack(ino, then)) {
-            if let Ask::WriteBack(_, then) = unsent.0 {
-                then();
-            }
+        if let Err(unsent) = self.asks.send(Ask::WriteBack(ino, then))
+            && let Ask::WriteBack(_, then) = unsent.0
+        {
+            then();
         }
     }
 

@@ -74,7 +74,9 @@ pub enum FuseError {
     #[error("/dev/fuse is missing: load the fuse module (modprobe fuse), or give the container the device")]
     NoDevice,
     /// /dev/fuse is not for us.
-    #[error("/dev/fuse may not be opened by this user: ask root for `chmod 666 /dev/fuse`, as distributions have it")]
+    #[error(
+        "/dev/fuse may not be opened by this user: ask root for `chmod 666 /dev/fuse`, as distributions have it"
+    )]
     DeviceRefused,
     /// The mount is not for us.
     #[error("mounting on {0} is not permitted: {1}")]

@@ -129,7 +129,8 @@ impl Parking {
     /// Fails the reads whose time is up. To be called now and then.
     pub(crate) fn expire(&self) {
         let now = Instant::now();
-        let late: Vec<ParkedRead> = self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
+        let late: Vec<ParkedRead> =
+            self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
         if !late.is_empty() {
             tracing::warn!(reads = late.len(), "the store does not answer; reads fail");
         }

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use overspill_tmpfs::{Attr, Caller, FileKind, FsError, NAME_MAX, RenameMode, SetAttr, XattrMode};
 
@@ -172,7 +172,8 @@ impl Filesystem for Shim {
         reply: ReplyEntry,
     ) {
         let Some(kind) = FileKind::from_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let made = self.make(|| self.0.fs.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, caller(req)));
+        let made =
+            self.make(|| self.0.fs.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, rdev, caller(req)));
         self.answer_entry(made, reply);
     }
 
@@ -283,13 +284,26 @@ impl Filesystem for Shim {
             let name = OsStr::from_bytes(entry.name);
             if entry.name == b"." || entry.name == b".." {
                 // Not references: the kernel takes none for these.
-                return !reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &convert::attr(attr), generation());
+                return !reply.add(
+                    INodeNo(entry.ino),
+                    entry.cookie,
+                    name,
+                    &FOREVER,
+                    &convert::attr(attr),
+                    generation(),
+                );
             }
             if !fs.grab(entry.ino) {
                 return true;
             }
-            let full =
-                reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &convert::attr(attr), generation());
+            let full = reply.add(
+                INodeNo(entry.ino),
+                entry.cookie,
+                name,
+                &FOREVER,
+                &convert::attr(attr),
+                generation(),
+            );
             if full {
                 // Cannot be the last reference: the entry is a name of the inode, and its directory is locked.
                 fs.forget(entry.ino, 1);
@@ -305,7 +319,16 @@ impl Filesystem for Shim {
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let s = self.0.fs.statfs();
         let name_max = u32::try_from(NAME_MAX).unwrap_or(u32::MAX);
-        reply.statfs(s.pages, s.pages_free, s.pages_free, s.inodes, s.inodes_free, PAGE_U32, name_max, PAGE_U32);
+        reply.statfs(
+            s.pages,
+            s.pages_free,
+            s.pages_free,
+            s.inodes,
+            s.inodes_free,
+            PAGE_U32,
+            name_max,
+            PAGE_U32,
+        );
     }
 
     fn setxattr(
@@ -390,7 +413,15 @@ impl Filesystem for Shim {
         self.0.fallocate(ino.0, offset, length, mode, reply);
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         self.0.lseek(ino.0, offset, whence, reply);
     }
 

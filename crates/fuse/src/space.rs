@@ -96,10 +96,7 @@ impl Space {
 
     /// Asks the watcher to look if space has run short. Cheap: called after each write.
     pub(crate) fn check(&self, fs: &TmpFs) {
-        if !self.is_strict()
-            && self.is_near(fs)
-            && !self.asked.swap(true, Ordering::AcqRel)
-        {
+        if !self.is_strict() && self.is_near(fs) && !self.asked.swap(true, Ordering::AcqRel) {
             let _ = self.asks.send(());
         }
     }

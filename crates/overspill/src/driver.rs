@@ -110,8 +110,7 @@ impl Driver {
     pub fn start(vm: &Vm) -> std::io::Result<Driver> {
         let wakeups = Arc::new(Wakeups::default());
         vm.set_signals(wakeups.clone());
-        let mut driver =
-            Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
+        let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;
         driver.spawn_thread("upkeep", vm, run_upkeep)?;
         for _ in 0..2 {

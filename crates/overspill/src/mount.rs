@@ -152,7 +152,9 @@ impl MountError {
             | MountError::StoreOnTmpfs(_) => MountErrorKind::Store,
             MountError::Memory(_) | MountError::Fs(_) => MountErrorKind::Memory,
             MountError::Fuse(FuseError::NoDevice | FuseError::NoFusermount) => MountErrorKind::Fuse,
-            MountError::Fuse(FuseError::DeviceRefused | FuseError::Permission(..) | FuseError::AllowOther) => MountErrorKind::Permission,
+            MountError::Fuse(
+                FuseError::DeviceRefused | FuseError::Permission(..) | FuseError::AllowOther,
+            ) => MountErrorKind::Permission,
             MountError::Fuse(_) | MountError::Start(_) => MountErrorKind::Other,
         }
     }
@@ -201,8 +203,13 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         move || limit_to_capacity(&vm, &fs, size)
     };
     often();
-    let mounted =
-        overspill_fuse::mount(&fs, &fuse_options(&options, tuning, dirty_max), driver.spawner(), Box::new(stats), Box::new(often))?;
+    let mounted = overspill_fuse::mount(
+        &fs,
+        &fuse_options(&options, tuning, dirty_max),
+        driver.spawner(),
+        Box::new(stats),
+        Box::new(often),
+    )?;
     notes.extend(mounted.notes.iter().cloned());
     ready(&notes.join("; "));
     mounted.wait()?;

@@ -30,7 +30,9 @@ impl Place {
     fn find(path: &Path, mountinfo: &[u8]) -> Option<Place> {
         let lines = mountinfo.split(|&b| b == b'\n').filter_map(Mount::parse);
         // Of several mounts on one point the last is on top.
-        let mount = lines.filter(|mount| path.starts_with(&mount.point)).max_by_key(|m| m.point.components().count())?;
+        let mount = lines
+            .filter(|mount| path.starts_with(&mount.point))
+            .max_by_key(|m| m.point.components().count())?;
         let below = path.strip_prefix(&mount.point).ok()?;
         Some(Place { device: mount.device, path: mount.root.join(below), fs_type: mount.fs_type })
     }

@@ -86,10 +86,11 @@ pub enum StatsError {
 pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
     let name = || root.display().to_string();
     let mut buf = vec![0; 64 << 10];
-    let len = rustix::fs::getxattr(root, overspill_fuse::STATS_XATTR, &mut buf).map_err(|error| match error {
-        rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
-        error => StatsError::NoAnswer(name(), error.into()),
-    })?;
+    let len =
+        rustix::fs::getxattr(root, overspill_fuse::STATS_XATTR, &mut buf).map_err(|error| match error {
+            rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
+            error => StatsError::NoAnswer(name(), error.into()),
+        })?;
     serde_json::from_slice(&buf[..len]).map_err(|error| StatsError::Garbled(name(), error))
 }
 

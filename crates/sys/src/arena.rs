@@ -208,7 +208,11 @@ impl Arena {
                 // SAFETY: all 64 frames of the region were free and are now ours (the exchange took them), so
                 // nobody has a reference into the range that is dropped.
                 let _ = unsafe {
-                    rustix::mm::madvise(self.base.as_ptr().add(r * REGION).cast(), REGION, Advice::LinuxDontNeed)
+                    rustix::mm::madvise(
+                        self.base.as_ptr().add(r * REGION).cast(),
+                        REGION,
+                        Advice::LinuxDontNeed,
+                    )
                 };
                 region.memory.store(EMPTY, Ordering::Relaxed);
                 self.touched_regions.fetch_sub(1, Ordering::Relaxed);

@@ -401,9 +401,7 @@ impl ChunkState {
             _ if whole => Bytes::build(&[], at, data, reservation, &shared.arena),
             PageIn::Lost => return Err(Err(VmError::Lost)),
             PageIn::Stored(extent) => match filled.filter(|cluster| cluster.is_of(extent)) {
-                Some(cluster) => {
-                    Bytes::build(cluster.page(page), at, data, reservation, &shared.arena)
-                }
+                Some(cluster) => Bytes::build(cluster.page(page), at, data, reservation, &shared.arena),
                 None => return Err(Ok(extent.clone())),
             },
             PageIn::Zero | PageIn::Bytes(_) => Bytes::build(&[], at, data, reservation, &shared.arena),
@@ -509,7 +507,11 @@ impl ChunkState {
         let stored = self.stored();
         assert_eq!(self.zero & (self.lost | self.resident | stored), 0, "zero excludes the rest: {self:?}");
         assert_eq!(self.lost & (self.resident | stored), 0, "lost excludes the rest: {self:?}");
-        assert_eq!((self.dirty | self.writing) & !self.resident, 0, "dirty and writing are resident: {self:?}");
+        assert_eq!(
+            (self.dirty | self.writing) & !self.resident,
+            0,
+            "dirty and writing are resident: {self:?}"
+        );
         assert_eq!(self.dirty & self.writing, 0, "{self:?}");
         assert!(self.going_out || self.writing == 0, "{self:?}");
         assert_eq!((self.dirty | self.writing) & stored, 0, "a written page's slot died: {self:?}");

@@ -119,10 +119,10 @@ impl Fetches {
     /// Begins to read `extent`, or joins who did. `slot` is one got earlier from [`Begun::NoSlot`].
     pub(crate) fn begin(&self, extent: &Arc<Extent>, slot: Option<FetchSlot>) -> Begun {
         let mut under_way = self.under_way.lock();
-        if let Some(fetch) = under_way.get(&extent.start()).and_then(Weak::upgrade) {
-            if fetch.is_of(extent) {
-                return Begun::Joined(fetch);
-            }
+        if let Some(fetch) = under_way.get(&extent.start()).and_then(Weak::upgrade)
+            && fetch.is_of(extent)
+        {
+            return Begun::Joined(fetch);
         }
         let slot = match slot.map_or_else(|| self.slots.take(), Ok) {
             Ok(slot) => slot,

@@ -20,6 +20,9 @@
 //! Lock order is in `sync.rs`; the life of a page in `chunk.rs`.
 #![forbid(unsafe_code)]
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("object offsets are u64 and lengths usize: 64-bit machines only");
+
 mod account;
 mod budget;
 mod bytes;

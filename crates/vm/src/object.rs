@@ -10,6 +10,8 @@
 //!   read ── tree (shared) ─► chunk ─► copy; stored pages: fetch the cluster, copy, let go
 //! ```
 
+#![expect(clippy::cast_possible_truncation, reason = "what is cast lies within a chunk")]
+
 use smallvec::SmallVec;
 
 use crate::account::{Account, Space};
@@ -375,10 +377,11 @@ impl Object {
         static ZEROS: [u8; PAGE] = [0; PAGE];
         let piece = Piece::first(start, (end - start) as usize);
         let page = piece.at / PAGE;
-        let has_bytes = start < end
-            && self.tree.read().get(piece.chunk).is_some_and(|chunk| {
-                matches!(chunk.lock().page(page), PageIn::Bytes(_) | PageIn::Stored(_))
-            });
+        let has_bytes =
+            start < end
+                && self.tree.read().get(piece.chunk).is_some_and(|chunk| {
+                    matches!(chunk.lock().page(page), PageIn::Bytes(_) | PageIn::Stored(_))
+                });
         if !has_bytes {
             return Ok(());
         }

@@ -37,7 +37,9 @@ pub enum Step {
     Stuck,
 }
 
-const MAX_CLUSTER_BLOCKS: u32 = (MAX_CLUSTER / BLOCK) as u32; // 16
+/// A page takes a block at most.
+const MAX_CLUSTER_BLOCKS: u32 = 16;
+const _: () = assert!(MAX_CLUSTER == 16 * BLOCK);
 
 /// How many chunks a step looks at before it lets the queues go and says so.
 const SCAN: usize = 64;
@@ -93,6 +95,7 @@ struct Packer {
 pub(crate) struct Pageout {
     space: Option<Arc<ExtentSpace>>,
     packer: Mutex<Packer>,
+    #[expect(clippy::vec_box, reason = "requests carry a batch by pointer, not by value")]
     idle: Mutex<Vec<Box<Batch>>>,
     /// Bytes of the budget in batches under way.
     coming: AtomicUsize,

@@ -17,7 +17,8 @@ pub(crate) type QueueSlot = u32;
 pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
 
 const NONE: u32 = u32::MAX;
-const BLOCK: usize = 512;
+/// Entries of a block.
+const BLOCK: u32 = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
@@ -66,8 +67,7 @@ impl Queues {
     }
 
     fn entry(&mut self, slot: u32) -> &mut Entry {
-        let slot = slot as usize;
-        &mut self.pool[slot / BLOCK][slot % BLOCK]
+        &mut self.pool[(slot / BLOCK) as usize][(slot % BLOCK) as usize]
     }
 
     fn list(&mut self, which: Which) -> &mut List {
@@ -125,8 +125,8 @@ impl Queues {
     }
 
     fn grow(&mut self) {
-        let base = u32::try_from(self.pool.len() * BLOCK).expect("fewer chunks than 2^32");
-        let last = BLOCK as u32 - 1;
+        let base = u32::try_from(self.pool.len() * BLOCK as usize).expect("fewer chunks than 2^32");
+        let last = BLOCK - 1;
         let block = (0..=last).map(|i| Entry {
             prev: NONE,
             next: if i == last { NONE } else { base + i + 1 },

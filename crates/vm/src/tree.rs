@@ -6,6 +6,8 @@
 //! A copy of a tree is a copy of its root (R40, R58). Whoever changes a tree first copies the nodes on the path that
 //! others show too; chunks are copied by their users. No shadow chains, so nothing to collapse.
 
+#![expect(clippy::cast_possible_truncation, reason = "what is cast is an index below the fanout")]
+
 use crate::budget::{Budget, Charge};
 use crate::chunk::ChunkRef;
 use crate::sync::Arc;

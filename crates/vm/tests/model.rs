@@ -1,6 +1,8 @@
 //! Objects against a plain model: every byte, then every count, slot and charge, with the smallest of budgets and
 //! eviction after every operation (R6, R28, R40, R57, R58).
 
+#![expect(clippy::cast_possible_truncation, reason = "fill bytes made of page numbers")]
+
 use std::sync::Arc;
 
 use overspill_store::MemStore;

@@ -1,5 +1,7 @@
 //! Pageout step by step, with the store's I/O held back by hand.
 
+#![expect(clippy::cast_possible_truncation, reason = "fill bytes made of page numbers")]
+
 use std::sync::Arc;
 
 use overspill_store::{FaultyStore, MemStore, Store};

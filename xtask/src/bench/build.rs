@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::cgroup::{Cgroup, Throttle};
-use super::report::{Measure, Report, Unit, Value, interleave};
+use super::cgroup::Cgroup;
+use super::report::{Measure, Report, Unit, Value};
 use super::tools::{self, During as _, MIB, Outcome, Size};
 use super::undo;
-use super::worlds::{self, Disk, Kind, RELAXED, Setup, World};
-use super::{Common, DiskArg};
+use super::worlds::{self, Kind, RELAXED, Setup, World};
+use super::{Common, DiskArg, Turns};
 
 /// Arguments of `bench build`.
 #[derive(Debug, clap::Args)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &BuildArgs) -> Outcome<()> {
     if !eatmydata {
         report.skip("eatmydata", "not installed (apt install eatmydata): ext4 relaxed runs without it");
     }
-    let (base, guards) = worlds::base(&common.dir())?;
+    let (base, guards) = worlds::base(&dir(common))?;
     let (sources, sources_guard) = archive(&project(args), &base)?;
     let bench = Bench { args, base: &base, program: &program, sources: &sources, eatmydata };
     eprintln!("bench build: calibration: {UNLIMITED}");
@@ -87,36 +87,18 @@ pub(crate) fn run(args: &BuildArgs) -> Outcome<()> {
     report.parameter("memory group", &format!("{} MiB, build and daemon together", limit.div_ceil(MIB)));
     report.parameter("memory of ours", &format!("{} MiB", memory.div_ceil(MIB)));
 
-    let mut kinds = vec![Kind::Ours];
-    kinds.extend(RIVALS.into_iter().filter(|kind| common.wants_rival(*kind)));
-    let mut skipped: Vec<(Kind, String)> = Vec::new();
-    let results = interleave(usize::from(common.runs), &kinds, |kind, number| {
-        if skipped.iter().any(|(k, _)| k == kind) {
-            return Ok(Vec::new());
-        }
-        eprintln!("bench build: run {} of {}: {}", number + 1, common.runs, kind.name());
-        match bench.world(*kind, calibration.tree, limit, memory) {
-            Err(why) if *kind != Kind::Ours => {
-                skipped.push((*kind, why));
-                Ok(Vec::new())
-            }
-            measured => measured,
-        }
-    });
-    let results: Vec<Vec<Vec<Measure>>> =
-        results.into_iter().map(|of_world| of_world.into_iter().collect()).collect::<Outcome<_>>()?;
-    for (kind, why) in &skipped {
-        report.skip(kind.name(), why);
-    }
-    report.compare(&results[0], UNLIMITED, &[first], |_| None);
-    for (kind, theirs) in kinds.iter().zip(&results).skip(1) {
-        if skipped.iter().all(|(k, _)| k != kind) {
-            report.compare(&results[0], kind.name(), theirs, |_| None);
-        }
-    }
+    let world = |kind| bench.world(kind, calibration.tree, limit, memory);
+    let turns = Turns::take("build", common, &RIVALS, world)?;
+    report.compare(turns.ours(), UNLIMITED, &[first], |_| None);
+    turns.report(&mut report, |_| None);
     report.close();
     drop((sources_guard, guards));
     Ok(())
+}
+
+/// Not below this workspace: cargo would take the tree that is built for a part of it.
+fn dir(common: &Common) -> PathBuf {
+    common.dir.clone().unwrap_or_else(|| "/var/tmp".into())
 }
 
 fn project(args: &BuildArgs) -> PathBuf {
@@ -127,10 +109,6 @@ fn parameters(args: &BuildArgs, program: &Path, eatmydata: bool) -> Vec<(&'stati
     let unknown = || "unknown".to_owned();
     let project = project(args);
     let commit = tools::first_line("git", &["-C", &project.to_string_lossy(), "rev-parse", "HEAD"]);
-    let disk = match args.disk {
-        DiskArg::Fast => "not throttled".to_owned(),
-        DiskArg::Cloud => "125 MiB/s and 3000 operations/s each way".to_owned(),
-    };
     let relaxed = if eatmydata { "under eatmydata" } else { "without eatmydata" };
     vec![
         ("overspill", tools::first_line(&program.to_string_lossy(), &["--version"]).unwrap_or_else(unknown)),
@@ -138,7 +116,7 @@ fn parameters(args: &BuildArgs, program: &Path, eatmydata: bool) -> Vec<(&'stati
         ("e2fsprogs", tools::first_line("mkfs.ext4", &["-V"]).unwrap_or_else(unknown)),
         ("runs", format!("{}, in turn, medians", args.common.runs)),
         ("build", format!("{} of commit {}", args.line, commit.unwrap_or_else(unknown))),
-        ("disk", format!("ext4 on a loop device (direct I/O) for each world, {disk}")),
+        ("disk", format!("ext4 on a loop device (direct I/O) for each world, {}", args.disk.describe())),
         (
             "disk written",
             "by that loop device (its stat in /sys), from before the sources are unpacked".into(),
@@ -168,13 +146,12 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn setup<'s>(&'s self, size: u64, memory: u64, group: &'s Cgroup) -> Setup<'s> {
-        let throttle = (self.args.disk == DiskArg::Cloud).then_some(Throttle::CLOUD);
         Setup {
             base: self.base,
             program: self.program,
             size,
             memory,
-            disk: Disk::Loop(throttle),
+            disk: self.args.disk.on_loop(),
             cgroup: Some(group),
         }
     }

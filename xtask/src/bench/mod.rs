@@ -21,7 +21,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tools::Outcome;
+use report::{Measure, Report, interleave};
+use tools::{During as _, Outcome};
+use worlds::Kind;
 
 /// `cargo xtask bench …`
 #[derive(Debug, clap::Args)]
@@ -68,7 +70,7 @@ pub(crate) struct Common {
     /// Only rivals whose name contains this
     #[arg(long, value_name = "TEXT")]
     rival: Option<String>,
-    /// Where stores, swap files and images go [default: target/bench]
+    /// Where stores, swap files and images go [default: target/bench, for build /var/tmp]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// The overspill program [default: this workspace's release build, built first]
@@ -81,7 +83,7 @@ impl Common {
         self.dir.clone().unwrap_or_else(|| tools::workspace().join("target/bench"))
     }
 
-    fn wants_rival(&self, kind: worlds::Kind) -> bool {
+    fn wants_rival(&self, kind: Kind) -> bool {
         self.rival.as_ref().is_none_or(|text| kind.name().contains(text.as_str()))
     }
 }
@@ -91,8 +93,86 @@ impl Common {
 pub(crate) enum DiskArg {
     /// As it is
     Fast,
-    /// A loop device throttled to 125 MiB/s and 3,000 operations/s each way
+    /// A loop device throttled to 125 MiB/s and 3,000 operations/s each way; the kernel lets swap's writes past that,
+    /// and counts operations before it joins neighbours
     Cloud,
+    /// The same below a second loop device: swap's writes are throttled too, neighbours are joined before they are
+    /// counted, as a real volume does
+    CloudQueued,
+}
+
+impl DiskArg {
+    /// In words, for the report.
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Fast => "not throttled",
+            Self::Cloud => {
+                "throttled to 125 MiB/s and 3000 operations/s each way, counted before neighbours are joined; \
+                 the kernel lets swap's writes past this"
+            }
+            Self::CloudQueued => {
+                "on a second loop device throttled to 125 MiB/s and 3000 operations/s each way, counted after \
+                 neighbours are joined; for swap's writes too"
+            }
+        }
+    }
+
+    /// A loop device as told.
+    fn on_loop(self) -> worlds::Disk {
+        let throttle = (self != Self::Fast).then_some(cgroup::Throttle::CLOUD);
+        worlds::Disk::Loop { throttle, queued: self == Self::CloudQueued }
+    }
+}
+
+/// The results of worlds that took turns: of each world its runs, of each run its measures.
+struct Turns {
+    kinds: Vec<Kind>,
+    results: Vec<Vec<Vec<Measure>>>,
+    skipped: Vec<(Kind, String)>,
+}
+
+impl Turns {
+    /// Runs ours and the rivals that are wanted in turn. A rival that cannot be had is left out from then on, and why is
+    /// remembered; without ours there is no bench.
+    fn take(
+        bench: &str,
+        common: &Common,
+        rivals: &[Kind],
+        mut run: impl FnMut(Kind) -> Outcome<Vec<Measure>>,
+    ) -> Outcome<Self> {
+        let mut kinds = vec![Kind::Ours];
+        kinds.extend(rivals.iter().filter(|kind| common.wants_rival(**kind)));
+        let mut skipped: Vec<(Kind, String)> = Vec::new();
+        let results = interleave(common.runs, &kinds, |kind, number| {
+            if skipped.iter().any(|(k, _)| k == kind) {
+                return Ok(Vec::new());
+            }
+            eprintln!("bench {bench}: run {} of {}: {}", number + 1, common.runs, kind.name());
+            match run(*kind) {
+                Err(why) if *kind != Kind::Ours => {
+                    skipped.push((*kind, why));
+                    Ok(Vec::new())
+                }
+                measured => measured.during(kind.name()),
+            }
+        })?;
+        Ok(Self { kinds, results, skipped })
+    }
+
+    /// What ours came to, run by run.
+    fn ours(&self) -> &[Vec<Measure>] {
+        &self.results[0]
+    }
+
+    /// Puts them into the report.
+    fn report(&self, report: &mut Report, goal: impl Fn(&str) -> Option<f64>) {
+        for (kind, theirs) in self.kinds.iter().zip(&self.results).skip(1) {
+            match self.skipped.iter().find(|(k, _)| k == kind) {
+                Some((_, why)) => report.skip(kind.name(), why),
+                None => report.compare(self.ours(), kind.name(), theirs, &goal),
+            }
+        }
+    }
 }
 
 /// Runs a bench. Rows that cannot be run are said to be skipped; only what nobody expects is an error.

@@ -10,11 +10,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Common;
 use super::data::{PAGE, Rng};
-use super::report::{Measure, Report, Unit, Value, interleave};
+use super::report::{Measure, Report, Unit, Value};
 use super::tools::{self, During as _, GIB, MIB, Outcome, Size, is_root};
 use super::worlds::{self, Disk, Kind, Setup, World};
+use super::{Common, Turns};
 
 /// Arguments of `bench mount`.
 #[derive(Debug, clap::Args)]
@@ -78,28 +78,14 @@ pub(crate) fn run(args: &MountArgs) -> Outcome<()> {
     };
     let mut report =
         Report::open("mount", common.json, common.row.as_deref(), &parameters(args, amounts, &setup));
-    let mut skipped = None;
-    let results = interleave(usize::from(common.runs), &[Kind::Ours, Kind::Tmpfs], |kind, number| {
-        eprintln!("bench mount: run {} of {}: {}", number + 1, common.runs, kind.name());
-        let world = match World::make(*kind, &setup) {
-            Ok(world) => world,
-            Err(why) if *kind == Kind::Ours => return Err(why),
-            Err(why) => {
-                skipped = Some(why);
-                return Ok(Vec::new());
-            }
-        };
-        let measured = Run::new(&world, &report, amounts)?.all().during(kind.name());
+    let turns = Turns::take("mount", common, &[Kind::Tmpfs], |kind| {
+        let world = World::make(kind, &setup)?;
+        let measured = Run::new(&world, &report, amounts).all().during(world.dir.display());
         world.end();
         measured
-    });
-    let results: Vec<Vec<Vec<Measure>>> =
-        results.into_iter().map(|of_world| of_world.into_iter().collect()).collect::<Outcome<_>>()?;
-    if let Some(why) = skipped {
-        report.skip("tmpfs", &why);
-    }
+    })?;
     let goal = |row: &str| (is_root() && matches!(row, "seq write" | "hot seq read")).then_some(GOAL);
-    report.compare(&results[0], Kind::Tmpfs.name(), &results[1], goal);
+    turns.report(&mut report, goal);
     report.close();
     drop(guards);
     Ok(())
@@ -164,13 +150,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(world: &'a World, report: &'a Report, amounts: Amounts) -> Outcome<Self> {
+    fn new(world: &'a World, report: &'a Report, amounts: Amounts) -> Self {
         let is_ours = world.daemon.is_some();
         let reads = Reads::of(world);
         if is_ours && reads.0.is_none() {
             report.skip("round trips", "the daemon's /proc/PID/io cannot be read by this user");
         }
-        Ok(Self { dir: &world.dir, report, amounts, reads, is_ours, out: Vec::new() })
+        Self { dir: &world.dir, report, amounts, reads, is_ours, out: Vec::new() }
     }
 
     fn wants(&self, rows: &[&str]) -> bool {

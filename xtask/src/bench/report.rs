@@ -10,7 +10,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::tools::{first_line, is_root, workspace};
+use super::tools::{Outcome, first_line, is_root, workspace};
 
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,19 +145,19 @@ pub(crate) fn median(numbers: &[f64]) -> Option<f64> {
     }
 }
 
-/// Runs all worlds in turn, `runs` times; gives each world's results together.
+/// Runs all worlds in turn, `runs` times; gives each world's results together. Ends with the first error.
 pub(crate) fn interleave<W, T>(
-    runs: usize,
+    runs: u16,
     worlds: &[W],
-    mut run: impl FnMut(&W, usize) -> T,
-) -> Vec<Vec<T>> {
-    let mut results: Vec<Vec<T>> = worlds.iter().map(|_| Vec::with_capacity(runs)).collect();
+    mut run: impl FnMut(&W, u16) -> Outcome<T>,
+) -> Outcome<Vec<Vec<T>>> {
+    let mut results: Vec<Vec<T>> = worlds.iter().map(|_| Vec::new()).collect();
     for number in 0..runs {
         for (world, of_world) in worlds.iter().zip(&mut results) {
-            of_world.push(run(world, number));
+            of_world.push(run(world, number)?);
         }
     }
-    results
+    Ok(results)
 }
 
 /// Joins the runs of one world, row by row. A row that died or failed in any run did so altogether.
@@ -441,10 +441,12 @@ mod tests {
         let mut order = Vec::new();
         let results = interleave(2, &["ours", "rival"], |world, run| {
             order.push(format!("{world}{run}"));
-            run * 10 + world.len()
+            Ok(usize::from(run) * 10 + world.len())
         });
         assert_eq!(order, ["ours0", "rival0", "ours1", "rival1"]);
-        assert_eq!(results, [vec![4, 14], vec![5, 15]]);
+        assert_eq!(results.unwrap(), [vec![4, 14], vec![5, 15]]);
+        let failed = interleave(9, &["ours"], |_, run| if run == 1 { Err("once".into()) } else { Ok(()) });
+        assert_eq!(failed.unwrap_err(), "once");
     }
 
     /// R74: a row keeps the form, and a ratio above 1 is ours being better whatever the unit.

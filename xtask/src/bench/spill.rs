@@ -7,13 +7,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cgroup::{Cgroup, Throttle};
+use super::cgroup::Cgroup;
 use super::data;
-use super::report::{Measure, Report, Unit, Value, interleave};
+use super::report::{Measure, Report, Unit, Value};
 use super::tools::{self, During as _, GIB, MIB, Outcome, Size};
 use super::workload::{Done, Ending, Job, Phase, ZIPF};
 use super::worlds::{self, Disk, Kind, Setup, World};
-use super::{Common, DiskArg};
+use super::{Common, DiskArg, Turns};
 
 /// Arguments of `bench spill`.
 #[derive(Debug, clap::Args)]
@@ -91,32 +91,8 @@ pub(crate) fn run(args: &SpillArgs) -> Outcome<()> {
     }
     let (base, guards) = worlds::base(&common.dir())?;
     let bench = Bench { args, amounts, base: &base, program: &program, report: &report };
-    let mut worlds = vec![Kind::Ours];
-    worlds.extend(RIVALS.into_iter().filter(|kind| common.wants_rival(*kind)));
-    let mut skipped: Vec<(Kind, String)> = Vec::new();
-    let results = interleave(usize::from(common.runs), &worlds, |kind, number| {
-        if skipped.iter().any(|(k, _)| k == kind) {
-            return Ok(Vec::new());
-        }
-        eprintln!("bench spill: run {} of {}: {}", number + 1, common.runs, kind.name());
-        match bench.world(*kind) {
-            Err(why) if *kind != Kind::Ours => {
-                skipped.push((*kind, why));
-                Ok(Vec::new())
-            }
-            measured => measured,
-        }
-    });
-    let results: Vec<Vec<Vec<Measure>>> =
-        results.into_iter().map(|of_world| of_world.into_iter().collect()).collect::<Outcome<_>>()?;
-    for (kind, why) in &skipped {
-        report.skip(kind.name(), why);
-    }
-    for (kind, theirs) in worlds.iter().zip(&results).skip(1) {
-        if skipped.iter().all(|(k, _)| k != kind) {
-            report.compare(&results[0], kind.name(), theirs, |_| None);
-        }
-    }
+    let turns = Turns::take("spill", common, &RIVALS, |kind| bench.world(kind))?;
+    turns.report(&mut report, |_| None);
     report.close();
     drop(guards);
     Ok(())
@@ -127,9 +103,7 @@ fn parameters(args: &SpillArgs, amounts: Amounts, program: &Path) -> Vec<(&'stat
     let fs = worlds::file_system(&existing(&args.common.dir()));
     let disk = match args.disk {
         DiskArg::Fast => format!("fast: as it is, a directory on {fs} (that is what is called ext4 below)"),
-        DiskArg::Cloud => format!(
-            "cloud: ext4 on a loop device (direct I/O) over a file on {fs}, 125 MiB/s and 3000 operations/s each way"
-        ),
+        cloud => format!("ext4 on a loop device (direct I/O) over a file on {fs}, {}", cloud.describe()),
     };
     vec![
         ("overspill", version.unwrap_or_else(|| "unknown".into())),
@@ -181,11 +155,7 @@ impl Bench<'_> {
             program: self.program,
             size: self.amounts.data + self.amounts.data / 4,
             memory: self.amounts.memory,
-            disk: if self.args.disk == DiskArg::Cloud {
-                Disk::Loop(Some(Throttle::CLOUD))
-            } else {
-                Disk::Directory
-            },
+            disk: if self.args.disk == DiskArg::Fast { Disk::Directory } else { self.args.disk.on_loop() },
             cgroup: Some(&group),
         };
         let world = World::make(kind, &setup)?;
@@ -205,7 +175,9 @@ impl Bench<'_> {
                 seed: number as u64 + 1,
             };
             out.extend(self.phase(row, unit, &job, &group, &world)?);
-            settle(&world.dir);
+            if world.alive() {
+                settle(&world.dir);
+            }
         }
         let mib = |bytes: Option<u64>| bytes.map_or(Value::Nothing, |b| Value::Number(b as f64 / MIB as f64));
         let peak = Measure::worst("group peak", Unit::Mib, mib(group.peak()));

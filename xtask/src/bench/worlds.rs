@@ -51,8 +51,14 @@ pub(crate) const RELAXED: &str = "noatime,lazytime,nobarrier,noauto_da_alloc";
 pub(crate) enum Disk {
     /// A directory of the file system the bench runs on.
     Directory,
-    /// An ext4 file system on a loop device of its own (direct I/O), throttled or not.
-    Loop(Option<Throttle>),
+    /// An ext4 file system on a loop device of its own (direct I/O).
+    Loop {
+        /// What the device may do.
+        throttle: Option<Throttle>,
+        /// Throttled is not this device but a second one below it. The kernel lets writes marked as swap or metadata past
+        /// a throttle; through the upper device they come as plain ones, and neighbours are joined by its queue.
+        queued: bool,
+    },
 }
 
 /// What all worlds of a bench have in common.
@@ -235,18 +241,24 @@ fn disk(
     relaxed: bool,
     guards: &mut Guards,
 ) -> Outcome<(PathBuf, Option<String>)> {
-    let throttle = match setup.disk {
+    let (throttle, queued) = match setup.disk {
         Disk::Directory => {
             let dir = fresh(setup.base, "disk");
             guards.push(tree(&dir)?);
             return Ok((dir.clone(), device_under(&dir)));
         }
-        Disk::Loop(throttle) => throttle,
+        Disk::Loop { throttle, queued } => (throttle, queued),
     };
     let image = fresh(setup.base, "image");
     guards.push(file(&image, size + size / 16 + 64 * MIB)?);
-    let (device, guard) = loop_device(&image)?;
+    let (mut device, guard) = loop_device(&image)?;
     guards.push(guard);
+    let throttled = number_of(&device)?;
+    if queued {
+        let (upper, guard) = loop_device(&device)?;
+        guards.push(guard);
+        device = upper;
+    }
     let mut mkfs = Command::new("mkfs.ext4");
     mkfs.args(["-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]);
     if relaxed {
@@ -259,7 +271,7 @@ fn disk(
     guards.push(mount(&["-t", "ext4", "-o", options, &device.to_string_lossy()], &at)?);
     let number = number_of(&device)?;
     if let Some(throttle) = throttle {
-        guards.push(throttle.apply(&number, setup.cgroup)?);
+        guards.push(throttle.apply(&throttled, setup.cgroup)?);
     }
     Ok((at, Some(number)))
 }
@@ -439,11 +451,15 @@ mod tests {
         }
         let parent = tempfile::tempdir().unwrap();
         let (dir, guards) = base(parent.path()).unwrap();
+        let plain = Disk::Loop { throttle: None, queued: false };
+        let cloud = Disk::Loop { throttle: Some(Throttle::CLOUD), queued: false };
+        let queued = Disk::Loop { throttle: Some(Throttle::CLOUD), queued: true };
         for (kind, disk) in [
             (Kind::Tmpfs, Disk::Directory),
-            (Kind::Ext4, Disk::Loop(Some(Throttle::CLOUD))),
-            (Kind::Ext4Relaxed, Disk::Loop(None)),
-            (Kind::TmpfsSwap, Disk::Loop(None)),
+            (Kind::Ext4, queued),
+            (Kind::Ext4, cloud),
+            (Kind::Ext4Relaxed, plain),
+            (Kind::TmpfsSwap, plain),
             (Kind::TmpfsZram, Disk::Directory),
         ] {
             let setup = Setup {

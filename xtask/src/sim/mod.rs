@@ -12,8 +12,6 @@ mod model;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
-
 use world::World;
 
 /// Runs seeds of the simulation.
@@ -33,7 +31,16 @@ pub(crate) struct SimArgs {
     trace: bool,
 }
 
-pub(crate) fn run(args: &SimArgs) -> ExitCode {
+impl Default for SimArgs {
+    /// What CI runs.
+    fn default() -> Self {
+        SimArgs { seeds: 300, seed: 0, steps: 2_000, trace: false }
+    }
+}
+
+/// # Errors
+/// The seed that failed and how to replay it.
+pub(crate) fn simulate(args: &SimArgs) -> Result<(), String> {
     let mut total = world::Tally::default();
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -49,16 +56,19 @@ pub(crate) fn run(args: &SimArgs) -> ExitCode {
         match outcome {
             Ok(tally) => total += tally,
             Err(_) => {
-                eprintln!("sim: seed {seed} failed; replay it with");
-                eprintln!("    cargo xtask sim --seed {seed} --seeds 1 --steps {}", args.steps);
-                return ExitCode::FAILURE;
+                return Err(format!(
+                    "simulation of seed {seed} failed; replay it with\n    \
+                     cargo xtask sim --seed {seed} --seeds 1 --steps {} --trace",
+                    args.steps
+                ));
             }
         }
     }
     println!("sim: {} seeds of {} steps passed: {total}", args.seeds, args.steps);
     if total.is_idle() && args.seeds >= 100 {
-        eprintln!("sim: but nothing was spilled, read back or failed: it tests nothing");
-        return ExitCode::FAILURE;
+        return Err(
+            "the simulation spilled nothing, read nothing back or met no fault: it tests nothing".into()
+        );
     }
-    ExitCode::SUCCESS
+    Ok(())
 }

@@ -356,7 +356,7 @@ impl World {
         let seed: u8 = self.rng.random();
         // Some of it compresses, some does not, some is zero.
         let data: Vec<u8> = match self.rng.random_range(0..3) {
-            0 => (0..len).map(|i| seed.wrapping_add((i / 100) as u8)).collect(),
+            0 => (0..len).map(|i| seed.wrapping_add(((i / 100) % 256).try_into().unwrap_or(0))).collect(),
             1 => (0..len).map(|_| self.rng.random()).collect(),
             _ => vec![0; len],
         };

@@ -1,0 +1,71 @@
+//! `cargo xtask check` and `cargo xtask test`: what must hold before anything lands.
+
+use crate::run::{command, exists, run};
+use crate::sim;
+
+/// Formatting, lints and documentation.
+///
+/// # Errors
+/// The first that fails.
+pub(crate) fn check() -> Result<(), String> {
+    for (tool, args, install) in [
+        ("fmt", &["fmt", "--all", "--check"][..], "rustfmt"),
+        ("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"][..], "clippy"),
+    ] {
+        if exists("cargo", &[tool, "--version"]) {
+            run(&mut command("cargo", args))?;
+        } else {
+            println!("skipped: cargo {tool} is not installed (rustup component add {install})");
+        }
+    }
+    let mut doc = command("cargo", &["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
+}
+
+/// Everything: checks, tests, and the simulation.
+///
+/// # Errors
+/// The first that fails.
+pub(crate) fn test() -> Result<(), String> {
+    install_tools()?;
+    check()?;
+    run(&mut command("cargo", &["test", "--workspace"]))?;
+    run(&mut command(
+        "cargo",
+        &["test", "-p", "overspill-vm", "--features", "shuttle", "--test", "shuttle"],
+    ))?;
+    println!("\n$ cargo xtask sim");
+    sim::simulate(&sim::SimArgs::default())
+}
+
+/// Programs the tests run against, and the packages they come in.
+const TOOLS: [(&str, &[&str], &str); 5] = [
+    ("fusermount3", &["--version"], "fuse3"),
+    ("sqlite3", &["--version"], "sqlite3"),
+    ("git", &["--version"], "git"),
+    ("python3", &["--version"], "python3"),
+    ("setfattr", &["--version"], "attr"),
+];
+
+/// Installs what is missing, where that is ours to do; otherwise says what to install.
+fn install_tools() -> Result<(), String> {
+    let missing: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(program, args, _)| !exists(program, args))
+        .map(|(_, _, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() || !exists("apt-get", &["--version"]) {
+        println!(
+            "missing: {0}; tests that need them fail or are skipped (apt install {0})",
+            missing.join(" ")
+        );
+        return Ok(());
+    }
+    run(&mut command("apt-get", &["update", "-q"]))?;
+    let mut args = vec!["install", "-q", "-y", "--no-install-recommends"];
+    args.extend(missing);
+    run(command("apt-get", &args).env("DEBIAN_FRONTEND", "noninteractive"))
+}
