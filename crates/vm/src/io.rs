@@ -1,5 +1,6 @@
 //! Store I/O that the VM wants done. It never does any itself: a driver takes requests with [`crate::Vm::next_io`],
-//! performs them however it likes, and gives them back with [`crate::Vm::complete`].
+//! performs them however it likes, and gives them back with [`crate::Vm::complete_write`]
+//! or [`crate::Vm::complete_read`].
 
 use std::collections::VecDeque;
 

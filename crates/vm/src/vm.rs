@@ -143,7 +143,7 @@ impl Pressure for PressureOf {
 /// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle.
 ///
 /// It owns no thread and never blocks. A driver runs it: [`Vm::pageout`] when memory is short, [`Vm::next_io`] and
-/// [`Vm::complete`] for the store's I/O, the store's `maintain` when pageout asks for it.
+/// [`Vm::complete_write`], [`Vm::complete_read`] for the store's I/O, the store's `maintain` when pageout asks for it.
 #[derive(Debug, Clone)]
 pub struct Vm(pub(crate) Arc<Shared>);
 

@@ -274,7 +274,8 @@ fn why(world: &World, group: &Cgroup, log: &Path) -> String {
     let error =
         said.lines().rev().find(|l| l.contains("error")).or_else(|| said.lines().last()).unwrap_or_default();
     let dead = if world.alive() { "" } else { "the daemon is dead, " };
-    format!("{dead}{} OOM kills: {}", group.oom_kills(), error.trim())
+    let error: String = error.trim().chars().take(160).collect();
+    format!("{dead}{} OOM kills: {error}", group.oom_kills())
 }
 
 /// Bytes of all files below, each hard-linked one once.

@@ -197,3 +197,48 @@ fn prepared(bench: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
     undo::on_signals()?;
     bench()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use report::{Unit, Value};
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        common: Common,
+    }
+
+    fn common(line: &[&str]) -> Common {
+        use clap::Parser as _;
+        Line::parse_from(std::iter::once(&"bench").chain(line)).common
+    }
+
+    #[test]
+    fn a_rival_that_cannot_be_had_is_left_out_and_ours_is_needed() {
+        let mut tried = Vec::new();
+        let turns = Turns::take("test", &common(&["--runs", "2"]), &[Kind::TmpfsZram, Kind::Ext4], |kind| {
+            tried.push(kind);
+            let made = vec![Measure::new("row", Unit::Seconds, Value::Number(1.0))];
+            if kind == Kind::TmpfsZram { Err("no zram".into()) } else { Ok(made) }
+        });
+        let turns = turns.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(tried, [Kind::Ours, Kind::TmpfsZram, Kind::Ext4, Kind::Ours, Kind::Ext4]);
+        assert_eq!(turns.skipped, [(Kind::TmpfsZram, "no zram".to_owned())]);
+        assert_eq!(turns.ours().len(), 2);
+        let without = Turns::take("test", &common(&[]), &[], |_| Err("no fuse".into()));
+        assert_eq!(without.err(), Some("ours: no fuse".into()));
+    }
+
+    #[test]
+    fn rivals_are_chosen_by_name() {
+        let mut tried = Vec::new();
+        let line = common(&["--runs", "1", "--rival", "swap"]);
+        let turns = Turns::take("test", &line, &[Kind::TmpfsSwap, Kind::Ext4], |kind| {
+            tried.push(kind);
+            Ok(Vec::new())
+        });
+        assert!(turns.is_ok());
+        assert_eq!(tried, [Kind::Ours, Kind::TmpfsSwap]);
+    }
+}
