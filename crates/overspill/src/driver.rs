@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
 //! | store (2) | any store request, reads first | requests |
-//! | fetch (2) | store reads only: a slow write never keeps them all | requests |
+//! | fetch (6) | store reads only: a slow write never keeps them all | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
@@ -23,6 +23,8 @@ use overspill_store::codec::MAX_CLUSTER;
 use overspill_sys::AlignedBuf;
 use overspill_vm::{Io, ReadIo, Signals, Step, Vm, WriteIo};
 
+/// Threads that only read: each has one request at the store, so this is the depth that random readers see.
+const FETCHERS: usize = 6;
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 /// How often upkeep runs when nobody asks.
@@ -113,9 +115,11 @@ impl Driver {
         let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;
         driver.spawn_thread("upkeep", vm, run_upkeep)?;
+        for _ in 0..FETCHERS {
+            driver.spawn_thread("fetch", vm, run_fetch)?;
+        }
         for _ in 0..2 {
             driver.spawn_thread("store", vm, run_store)?;
-            driver.spawn_thread("fetch", vm, run_fetch)?;
             let (tasks, wakeups) = (driver.tasks.clone(), driver.wakeups.clone());
             let run = move || run_tasks(&tasks, &wakeups);
             driver.threads.push(std::thread::Builder::new().name("tasks".into()).spawn(run)?);

@@ -17,7 +17,7 @@ use std::future::Future;
 use smallvec::SmallVec;
 
 use crate::error::VmError;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Arc, Mutex};
 use crate::ticket::{Sender, ticket};
 use crate::{Frame, PAGE};
@@ -32,8 +32,10 @@ pub(crate) struct Budget {
     charged: Arc<std::sync::atomic::AtomicUsize>,
     /// Bytes of that which are metadata.
     metadata: AtomicUsize,
-    /// Bytes of that which are reserved and not spent: they come back soon, or become pages.
-    reserved: AtomicUsize,
+    /// Reservations there are, and ones just being tried for: what they hold comes back soon, or becomes pages.
+    alive: AtomicUsize,
+    /// Reservations ever made.
+    made: AtomicU64,
     limit: usize,
     low: usize,
     high: usize,
@@ -67,7 +69,8 @@ impl Budget {
         Arc::new(Budget {
             charged,
             metadata: AtomicUsize::new(0),
-            reserved: AtomicUsize::new(0),
+            alive: AtomicUsize::new(0),
+            made: AtomicU64::new(0),
             limit,
             low,
             high: low + low / 2,
@@ -124,6 +127,17 @@ impl Budget {
         }
     }
 
+    /// Counted before it is taken: pageout that finds nothing to free must see that memory is only set aside.
+    fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        self.alive.fetch_add(1, Ordering::AcqRel);
+        if !self.try_take(bytes) {
+            self.alive.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        self.made.fetch_add(1, Ordering::AcqRel);
+        Some(Reservation { budget: self.clone(), bytes })
+    }
+
     fn kick_if_short(&self) {
         if self.below_low() && !self.short.swap(true, Ordering::AcqRel) {
             self.pressure.memory_is_short();
@@ -138,9 +152,11 @@ impl Budget {
         if bytes > self.max_reservation() {
             return Err(VmError::NoMemory);
         }
-        if !self.has_waiters() && self.try_take(bytes) {
+        if !self.has_waiters()
+            && let Some(reservation) = self.try_reserve(bytes)
+        {
             self.kick_if_short();
-            return Ok(Reservation::new(self, bytes));
+            return Ok(reservation);
         }
         self.wait(bytes).await.unwrap_or(Err(VmError::ShutDown))
     }
@@ -162,6 +178,8 @@ impl Budget {
 
     /// Serves who waits, as far as there is room. To be called after memory came free.
     pub(crate) fn grant(self: &Arc<Self>) {
+        // Either we see who has just come to wait, or he sees the memory that has just come free.
+        fence(Ordering::SeqCst);
         if !self.has_waiters() {
             return;
         }
@@ -174,10 +192,7 @@ impl Budget {
                     self.waiting.fetch_sub(1, Ordering::AcqRel);
                     continue;
                 }
-                if !self.try_take(first.bytes) {
-                    break;
-                }
-                let reservation = Reservation::new(self, first.bytes);
+                let Some(reservation) = self.try_reserve(first.bytes) else { break };
                 let waiter = waiters.pop_front().expect("looked at above");
                 self.waiting.fetch_sub(1, Ordering::AcqRel);
                 served.push((waiter, reservation));
@@ -188,9 +203,15 @@ impl Budget {
         }
     }
 
-    /// Whether some of the memory that is short is only set aside, and will come back without pageout.
-    pub(crate) fn has_reservations(&self) -> bool {
-        self.reserved.load(Ordering::Acquire) > 0
+    /// A number that stays the same while nothing is set aside, or `None` when something is: memory that is short
+    /// then comes back without pageout, or becomes pages that pageout can have.
+    ///
+    /// To be asked after `short` was cleared: the end of what is set aside then asks for pageout again.
+    pub(crate) fn quiet(&self) -> Option<u64> {
+        // Under the lock no waiter is being tried, which would look like a reservation and end without a signal.
+        let _still = self.waiters.lock();
+        let made = self.made.load(Ordering::Acquire);
+        (self.alive.load(Ordering::Acquire) == 0).then_some(made)
     }
 
     /// Tells everybody who waits that nothing will come of it.
@@ -238,15 +259,9 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    fn new(budget: &Arc<Budget>, bytes: usize) -> Reservation {
-        budget.reserved.fetch_add(bytes, Ordering::AcqRel);
-        Reservation { budget: budget.clone(), bytes }
-    }
-
     fn spend(&mut self, bytes: usize) {
         assert!(self.bytes >= bytes, "more than was reserved");
         self.bytes -= bytes;
-        self.budget.reserved.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Takes a frame out of the reservation. Its bytes are arbitrary.
@@ -272,8 +287,12 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.budget.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
             self.budget.uncharge(self.bytes);
+        }
+        self.budget.alive.fetch_sub(1, Ordering::AcqRel);
+        // Pageout may have come to rest because of us.
+        if self.budget.has_waiters() {
+            self.budget.kick_if_short();
         }
     }
 }

@@ -255,6 +255,7 @@ impl Object {
             done += progress.done;
             result.map_err(|error| (done, error))?;
         }
+        self.shared.wrote();
         Ok(())
     }
 

@@ -89,6 +89,8 @@ struct Packer {
     next_tag: u64,
     /// Chunks looked at since something could last be done. All of them in vain: stuck.
     in_vain: usize,
+    /// [`Budget::quiet`](crate::budget::Budget::quiet) when last stuck.
+    stuck_at: Option<u64>,
 }
 
 /// Pageout's state.
@@ -119,7 +121,7 @@ impl Pageout {
         let count = if space.is_some() { batches } else { 0 };
         Pageout {
             space,
-            packer: Mutex::new(Packer { encoder: Encoder::new(), next_tag: 1, in_vain: 0 }),
+            packer: Mutex::new(Packer { encoder: Encoder::new(), next_tag: 1, in_vain: 0, stuck_at: None }),
             idle: Mutex::new((0..count).map(|_| Box::new(Batch::new(batch_bytes))).collect()),
             coming: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -144,8 +146,8 @@ impl Pageout {
             if self.in_flight() > 0 {
                 return Step::AwaitIo;
             }
-            shared.budget.short.store(false, Ordering::Release);
-            // Whoever ran short since `wanted` was computed saw `short` set and did not signal.
+            // A swap, not a store: whoever ran short meanwhile either sees it cleared and signals, or is seen below.
+            shared.budget.short.swap(false, Ordering::AcqRel);
             if self.wanted(shared) == 0 {
                 return Step::Rest;
             }
@@ -157,10 +159,16 @@ impl Pageout {
             Step::Worked => packer.in_vain = 0,
             Step::Stuck => {
                 packer.in_vain = 0;
+                shared.budget.short.swap(false, Ordering::AcqRel);
+                let quiet = shared.budget.quiet();
+                let before = std::mem::replace(&mut packer.stuck_at, quiet);
                 drop(packer);
-                shared.budget.short.store(false, Ordering::Release);
-                // What is only set aside comes back by itself, to whoever is first in line.
-                if !shared.budget.has_reservations() {
+                // What is only set aside comes back, or becomes pages to look at: believed when two looks in a row
+                // found nothing, and nothing was set aside in between.
+                if quiet.is_some() && quiet != before {
+                    return Step::Worked;
+                }
+                if quiet.is_some() {
                     shared.budget.refuse_all(VmError::NoMemory);
                 }
             }

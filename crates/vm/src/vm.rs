@@ -50,7 +50,7 @@ impl VmConfig {
     }
 }
 
-/// What the VM tells its driver. Called with no lock held, often; must not block.
+/// What the VM tells its driver. Called often, also under locks of the VM: must neither block nor call it.
 pub trait Signals: Send + Sync {
     /// Memory is short: call [`Vm::pageout`] until it rests.
     fn pageout_wanted(&self);
@@ -94,6 +94,13 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn signals(&self) -> &dyn Signals {
         self.signals.get().map_or(&Deaf, |signals| &**signals)
+    }
+
+    /// Something was written: an eager pageout wants it at once.
+    pub(crate) fn wrote(&self) {
+        if self.pageout.eager.load(Ordering::Relaxed) {
+            self.signals().pageout_wanted();
+        }
     }
 
     /// Begins to read an extent, or joins who did.

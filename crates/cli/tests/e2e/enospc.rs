@@ -10,13 +10,6 @@ use crate::harness::{Mount, eventually, noise, ok, overspill, python, run, stder
 const SIZE: u64 = 32 << 20;
 const FILE: usize = 3 << 20;
 
-/// What the kernel may hold dirty for a mount; twice that is accepted beyond the size, having been promised.
-fn dirty_limit(mount: &Mount) -> u64 {
-    let dev = fs::metadata(&mount.dir).unwrap().dev();
-    let bdi = format!("/sys/class/bdi/{}:{}/max_bytes", rustix::fs::major(dev), rustix::fs::minor(dev));
-    fs::read_to_string(bdi).unwrap().trim().parse().unwrap()
-}
-
 fn full_soon() -> Mount {
     Mount::new(&["--memory", "8M", "--size", "32M"])
 }
@@ -88,7 +81,7 @@ fn one_file_larger_than_the_mount() {
         // Its length is the kernel's; what it holds may pass the size by what the kernel held dirty, no more.
         mount.drop_caches();
         let held = fs::metadata(mount.path("f")).unwrap().blocks() * 512;
-        assert!(held <= SIZE + 2 * dirty_limit(&mount), "{held} held");
+        assert!(held <= SIZE + 2 * mount.dirty_limit(), "{held} held");
         fs::remove_file(mount.path("f")).unwrap();
     }
     // And it is as good as new.

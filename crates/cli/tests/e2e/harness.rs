@@ -1,6 +1,7 @@
 //! Mounts that clean up after themselves, and commands that cannot hang a test for ever.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -209,6 +210,19 @@ impl Mount {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// What the kernel may hold dirty for it, in bytes; twice that is accepted beyond the size, having been promised.
+    pub(crate) fn dirty_limit(&self) -> u64 {
+        let dev = std::fs::metadata(&self.dir).unwrap().dev();
+        let bdi = format!("/sys/class/bdi/{}:{}/max_bytes", rustix::fs::major(dev), rustix::fs::minor(dev));
+        std::fs::read_to_string(bdi).unwrap().trim().parse().unwrap()
+    }
+
+    /// Bytes that the daemon had written to any disk.
+    pub(crate) fn written_to_disk(&self) -> u64 {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.pid)).unwrap();
+        io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
     }
 
     /// Makes the kernel forget what it caches of this mount, so that reading asks the daemon.

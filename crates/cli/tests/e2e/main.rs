@@ -11,6 +11,7 @@ mod as_user;
 mod bad_input;
 mod death;
 mod enospc;
+mod evict;
 mod faults;
 mod files;
 mod mounting;

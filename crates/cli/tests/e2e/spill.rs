@@ -1,9 +1,11 @@
 //! The main job: real trees, larger than the memory given.
 
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Mount, eventually, ok, run};
+use crate::harness::{Mount, eventually, noise, ok, run};
 
 /// Beyond the budget: code, stacks and what the C library keeps.
 const SLACK: u64 = 16 << 20;
@@ -15,7 +17,7 @@ fn tree_size(path: &Path) -> u64 {
 }
 
 /// A real tree of this machine that we may read, of at least `least` bytes: the smallest that will do.
-fn real_tree(least: u64) -> PathBuf {
+pub(crate) fn real_tree(least: u64) -> PathBuf {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = sysroot.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
     let candidates = [
@@ -63,4 +65,31 @@ fn a_tree_through_four_mebibytes() {
 #[test]
 fn a_tree_through_sixteen_mebibytes() {
     copy_verify_remove("16M", 16 << 20, 100 << 20);
+}
+
+/// R4, R8, R9: more than the kernel holds back for a mount, so that the daemon has it, and less than its memory.
+#[test]
+fn what_is_deleted_before_pressure_is_never_written() {
+    let mount = Mount::new(&["--memory", "320M", "--size", "1G"]);
+    let (rss, written) = (mount.stat("rss_bytes"), mount.written_to_disk());
+    let file_bytes = mount.stat("store_file_bytes");
+    let data = 160 << 20;
+    assert!(data > 2 * mount.dirty_limit() && data < mount.stat("vm_limit_bytes") / 4 * 3);
+    for n in 0..10 {
+        let mut file = File::create(mount.path(&n.to_string())).unwrap();
+        file.write_all(&noise(n, usize::try_from(data / 10).unwrap())).unwrap();
+        if n % 2 == 0 {
+            file.sync_all().unwrap();
+        }
+    }
+    assert!(mount.stat("resident_bytes") > data / 2, "the daemon never had it: {}", mount.stats());
+    for n in 0..10 {
+        fs::remove_file(mount.path(&n.to_string())).unwrap();
+    }
+    eventually("pages are gone", || mount.stat("used_bytes") == 0 && mount.stat("resident_bytes") == 0);
+    eventually("memory is back with the kernel", || mount.stat("rss_bytes") <= rss + (32 << 20));
+    assert_eq!(mount.written_to_disk(), written, "bytes written by the daemon");
+    assert_eq!(mount.stat("store_file_bytes"), file_bytes, "what the store takes on its disk");
+    assert_eq!((mount.stat("store_writes"), mount.stat("page_outs")), (0, 0));
+    mount.umount();
 }
