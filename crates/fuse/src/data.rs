@@ -33,8 +33,11 @@ impl Server {
             let (server, number) = (self.clone(), self.parking.hold(reply));
             self.parking.park(async move {
                 let mut buf = vec![0; size];
-                let result = server.fs.read(ino, offset, &mut buf).await;
-                if let Some(reply) = server.parking.take(number) {
+                let read = server.fs.read(ino, offset, &mut buf);
+                // Ends early when its time is up: buffer, gate and place in the queue go then.
+                if let Some(result) = server.parking.until_expired(number, read).await
+                    && let Some(reply) = server.parking.take(number)
+                {
                     answer_read(result, &buf, reply);
                 }
             });
@@ -59,7 +62,8 @@ impl Server {
         };
         match self.parking.try_here(self.fs.write(ino, offset, data, how)) {
             Some(Ok(n)) if n == data.len() => self.answer_write(ino, n, reply),
-            Some(Err(error)) if !self.is_full(error) => reply.error(errno(error)),
+            // Cached data must be marked lost first, below.
+            Some(Err(error)) if !cached && !self.is_full(error) => reply.error(errno(error)),
             _ => {
                 let (server, data) = (self.clone(), data.to_vec());
                 self.parking.park(async move {

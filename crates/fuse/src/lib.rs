@@ -22,12 +22,11 @@ mod space;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionACL};
 use overspill_tmpfs::TmpFs;
-use rustix::mount::MountFlags;
 
 pub use park::Spawn;
 pub use server::Tuning;
@@ -127,6 +126,8 @@ pub fn mount(
         space: Arc::new(Space::new(fs, options.dirty_max, may_remount)),
         stats,
         nobody: nobody(),
+        awaiting_forgets: AtomicBool::new(false),
+        lasting_orphans: AtomicU64::new(0),
         evict: AtomicBool::new(options.evict),
     });
     let mut config = Config::default();
@@ -152,7 +153,7 @@ pub fn mount(
         }
         Err(error) => tracing::warn!(%error, "the mount's write-back limits cannot be found"),
     }
-    let remount = may_remount.then(|| remount_of(options));
+    let remount = may_remount.then(|| Remount::of(&options.mountpoint)).transpose().map_err(failed)?;
     let stop = Arc::new(AtomicBool::new(false));
     let watch = {
         let stop = stop.clone();
@@ -235,20 +236,6 @@ fn mount_options(options: &FuseOptions) -> Vec<MountOption> {
     list.push(choose(options.nosuid || !root, MountOption::NoSuid, MountOption::Suid));
     list.push(choose(options.nodev || !root, MountOption::NoDev, MountOption::Dev));
     list
-}
-
-fn remount_of(options: &FuseOptions) -> Remount {
-    let mut flags = MountFlags::empty();
-    for (set, flag) in [
-        (options.read_only, MountFlags::RDONLY),
-        (options.noexec, MountFlags::NOEXEC),
-        (options.nosuid, MountFlags::NOSUID),
-        (options.nodev, MountFlags::NODEV),
-        (options.noatime, MountFlags::NOATIME),
-    ] {
-        flags.set(flag, set);
-    }
-    Remount { mountpoint: options.mountpoint.clone(), flags }
 }
 
 /// Says which of the usual reasons it was.

@@ -33,7 +33,7 @@ const WAIT_IN_PLACE: Duration = Duration::from_millis(10);
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same when half of the kernel's background queue is parked already.
-const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(1);
+const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
 
 struct Unpark(Thread);
 
@@ -60,6 +60,8 @@ pub(crate) struct Parking {
 struct ParkedRead {
     deadline: Instant,
     reply: ReplyData,
+    /// Wakes the task, so that it sees that its time is up.
+    waker: Option<Waker>,
 }
 
 impl Parking {
@@ -117,13 +119,31 @@ impl Parking {
         let number = self.next_read.fetch_add(1, Ordering::Relaxed);
         let mut reads = self.reads();
         let patience = if reads.len() >= self.crowded { READ_TIMEOUT_CROWDED } else { READ_TIMEOUT };
-        reads.insert(number, ParkedRead { deadline: Instant::now() + patience, reply });
+        reads.insert(number, ParkedRead { deadline: Instant::now() + patience, reply, waker: None });
         number
     }
 
     /// The reply of a parked read, unless its time was up.
     pub(crate) fn take(&self, number: u64) -> Option<ReplyData> {
         self.reads().remove(&number).map(|read| read.reply)
+    }
+
+    /// Runs `op` to its end, or drops it and answers `None` when the parked read's time is up.
+    pub(crate) async fn until_expired<T>(&self, number: u64, op: impl Future<Output = T>) -> Option<T> {
+        let mut op = pin!(op);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(value) = op.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            match self.reads().get_mut(&number) {
+                Some(read) => {
+                    read.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(None),
+            }
+        })
+        .await
     }
 
     /// Fails the reads whose time is up. To be called now and then.
@@ -136,6 +156,9 @@ impl Parking {
         }
         for read in late {
             read.reply.error(Errno::EIO);
+            if let Some(waker) = read.waker {
+                waker.wake();
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What serves one mount: shared by the threads that read requests and by requests that are parked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::FileAttr;
-use overspill_tmpfs::{FsError, TmpFs};
+use overspill_tmpfs::{FsError, Orphans, TmpFs};
 
 use crate::kernel::Kernel;
 use crate::park::Parking;
@@ -50,6 +50,10 @@ pub(crate) struct Server {
     pub(crate) stats: Box<dyn Fn() -> String + Send + Sync>,
     /// Attributes for "no such name".
     pub(crate) nobody: FileAttr,
+    /// Somebody waits for FORGETs: one thread at most, the others are needed to receive them.
+    pub(crate) awaiting_forgets: AtomicBool,
+    /// Orphans that were there after a wait in vain: files that are open, not going away.
+    pub(crate) lasting_orphans: AtomicU64,
     /// `debug=evict`: the kernel's copy of whatever was read or written is dropped at once.
     pub(crate) evict: AtomicBool,
 }
@@ -66,9 +70,19 @@ impl Server {
     /// Returns whether some did.
     pub(crate) fn await_forgets(&self) -> bool {
         let before = self.fs.orphans();
-        if before.inodes == 0 {
+        if before.inodes <= self.lasting_orphans.load(Ordering::Relaxed)
+            || self.awaiting_forgets.swap(true, Ordering::AcqRel)
+        {
             return false;
         }
+        let freed = self.orphans_go(before);
+        let lasting = if freed { 0 } else { before.inodes };
+        self.lasting_orphans.store(lasting, Ordering::Relaxed);
+        self.awaiting_forgets.store(false, Ordering::Release);
+        freed
+    }
+
+    fn orphans_go(&self, before: Orphans) -> bool {
         let until = Instant::now() + FORGETS_TAKE;
         while Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));

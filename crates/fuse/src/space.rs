@@ -14,7 +14,7 @@
 //!   file handle only when a write or the like sends it.)
 //! - Who writes through a mapping hears of ENOSPC at msync, fsync or close, as on NFS.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use overspill_tmpfs::TmpFs;
 use overspill_vm::PAGE;
+use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
 /// How often space is looked at when nobody asks.
@@ -42,21 +43,45 @@ pub(crate) struct Space {
 /// How to remount, for who may.
 #[derive(Debug, Clone)]
 pub(crate) struct Remount {
-    pub(crate) mountpoint: PathBuf,
-    /// The mount's flags, which a remount must repeat.
-    pub(crate) flags: MountFlags,
+    mountpoint: PathBuf,
+    /// The file system: somebody may mount another one over it.
+    device: u64,
 }
 
 impl Remount {
+    pub(crate) fn of(mountpoint: &Path) -> std::io::Result<Remount> {
+        let device = rustix::fs::stat(mountpoint)?.st_dev;
+        Ok(Remount { mountpoint: mountpoint.to_owned(), device })
+    }
+
     fn apply(&self, synchronous: bool) -> std::io::Result<()> {
-        let sync = if synchronous { MountFlags::SYNCHRONOUS } else { MountFlags::empty() };
-        rustix::mount::mount_remount(&self.mountpoint, self.flags | sync, "")?;
+        let root = std::fs::File::open(&self.mountpoint)?;
+        if rustix::fs::fstat(&root)?.st_dev != self.device {
+            return Err(std::io::Error::other("another file system is mounted over this one"));
+        }
+        let mut flags = flags_of(rustix::fs::fstatvfs(&root)?.f_flag);
+        flags.set(MountFlags::SYNCHRONOUS, synchronous);
+        rustix::mount::mount_remount(&self.mountpoint, flags, "")?;
         if synchronous {
             // What was written between the remount's own write-back and its flag.
-            rustix::fs::syncfs(std::fs::File::open(&self.mountpoint)?)?;
+            rustix::fs::syncfs(root)?;
         }
         Ok(())
     }
+}
+
+/// The flags a mount has, all of which a remount must repeat.
+fn flags_of(now: StatVfsMountFlags) -> MountFlags {
+    let pairs = [
+        (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    pairs.into_iter().filter(|(has, _)| now.contains(*has)).map(|(_, flag)| flag).collect()
 }
 
 impl Space {

@@ -3,14 +3,18 @@
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
-//! | store (2) | any store request, reads first | requests |
-//! | fetch (6) | store reads only: a slow write never keeps them all | requests |
-//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
+//! | store (2) | writes to the store | requests |
+//! | fetch (6) | reads from the store | requests |
+//! | upkeep | preallocation, hole punching, memory back to the kernel | two seconds, or pageout |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
+//!
+//! Readers and writers do not share threads: neither can keep the other from the store. A thread that panics takes the
+//! process with it: a mount that answers ENOTCONN is better than one that hangs for want of pageout.
 //!
 //! None of them is an operation's own: what waits is a task, and tasks hold no thread.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,7 +25,7 @@ use async_executor::Executor;
 use overspill_fuse::Spawn;
 use overspill_store::codec::MAX_CLUSTER;
 use overspill_sys::AlignedBuf;
-use overspill_vm::{Io, ReadIo, Signals, Step, Vm, WriteIo};
+use overspill_vm::{ReadIo, Signals, Step, Vm, WriteIo};
 
 /// Threads that only read: each has one request at the store, so this is the depth that random readers see.
 const FETCHERS: usize = 6;
@@ -134,7 +138,12 @@ impl Driver {
         run: impl FnOnce(&Vm, &Wakeups) + Send + 'static,
     ) -> std::io::Result<()> {
         let (vm, wakeups) = (vm.clone(), self.wakeups.clone());
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&vm, &wakeups))?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| run(&vm, &wakeups))).is_err() {
+                tracing::error!("a thread of the pager failed: giving up");
+                std::process::abort();
+            }
+        })?;
         self.threads.push(thread);
         Ok(())
     }
@@ -181,16 +190,14 @@ fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
 }
 
 fn run_store(vm: &Vm, wakeups: &Wakeups) {
-    let mut buf = AlignedBuf::new(MAX_CLUSTER);
     while !wakeups.stopped() {
-        match vm.next_io() {
-            Some(Io::Write(write)) => {
+        match vm.next_write() {
+            Some(write) => {
                 // There may be more, and this one takes a while.
                 wakeups.store.set();
                 perform_write(vm, write);
                 wakeups.pageout.set();
             }
-            Some(Io::Read(read)) => perform_read(vm, read, &mut buf),
             None => wakeups.store.wait(AT_MOST),
         }
     }
@@ -236,10 +243,10 @@ fn run_upkeep(vm: &Vm, wakeups: &Wakeups) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+        vm.maintain();
         if short {
             continue;
         }
-        vm.maintain();
         let stats = vm.stats();
         let heap = stats.metadata_bytes;
         if heap + TRIM_ABOVE < last_metadata {

@@ -160,9 +160,18 @@ impl MountError {
     }
 }
 
+/// What the process takes beside its VM and transport: the program, its stacks, and what the C library's heap wastes.
+fn process_memory(memory: usize) -> usize {
+    (memory / 16).min(6 << 20)
+}
+
 /// Bytes the kernel may hold dirty for a mount with this much memory.
-fn dirty_max(memory: u64) -> u64 {
-    (memory / 4).clamp(8 << 20, 256 << 20)
+fn dirty_max(options: &MountOptions) -> u64 {
+    match options.store {
+        // What is promised must fit the memory itself.
+        StoreChoice::None => (options.memory / 16).clamp(1 << 20, 64 << 20),
+        _ => (options.memory / 4).clamp(8 << 20, 256 << 20),
+    }
 }
 
 /// Mounts, calls `ready` with one-line notes on what had to be done without, and serves until unmounted.
@@ -174,10 +183,10 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     protect_daemon();
     let memory = usize::try_from(options.memory).unwrap_or(usize::MAX);
     let tuning = Tuning::for_memory(memory);
-    let dirty_max = dirty_max(options.memory);
+    let dirty_max = dirty_max(&options);
     let mut notes = Vec::new();
     let (store, store_mode) = open_store(&options, 2 * dirty_max, &mut notes)?;
-    let config = VmConfig::new(memory.saturating_sub(tuning.memory()));
+    let config = VmConfig::new(memory.saturating_sub(tuning.memory()).saturating_sub(process_memory(memory)));
     let vm = Vm::new(&config, store).map_err(|error| match error {
         VmError::NoMemory => MountError::Memory(options.memory),
         error => MountError::Start(std::io::Error::other(error)),
@@ -251,12 +260,13 @@ fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
     let stats = vm.stats();
     let memory = (stats.limit_bytes.saturating_sub(stats.metadata_bytes) / 16 * 15) as u64 / page;
     let capacity = match vm.store() {
-        None => memory,
+        None => memory.saturating_sub(fs.account().reserve()),
         Some(store) => {
             let usage = store.usage();
             let prepared = usage.file_bytes.saturating_sub(stats.stored_bytes);
             let reserve = fs.account().reserve() * page;
             let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
+            let memory = memory.saturating_sub(reserve / page);
             // Pages in memory take their part of the disk only when they leave it.
             fs.account().used().saturating_sub(stats.dirty_bytes as u64 / page) + room.max(memory)
         }
@@ -275,8 +285,9 @@ fn open_store(
         StoreChoice::Directory(path) | StoreChoice::File(path) => path,
     };
     check_place(path, options)?;
-    // Twice the size: slots of pages that died stay taken until their cluster's last page dies.
-    let capacity = (2 * options.size.saturating_add(beyond) / PAGE as u64).saturating_add(1 << 14);
+    // Slots of pages that died stay taken until their cluster's last page dies, at worst one page in sixteen. What
+    // that takes of the disk is limited by the disk (limit_to_capacity), so the numbering is not what runs out first.
+    let capacity = (16 * (options.size.saturating_add(beyond) / PAGE as u64)).saturating_add(1 << 14);
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
     let file = match &options.store {
         StoreChoice::File(path) => FileStore::at_path(path, capacity, options.force)?,

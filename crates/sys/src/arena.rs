@@ -35,6 +35,8 @@ pub enum ArenaError {
 struct Region {
     /// Bit set: the frame is free.
     free: AtomicU64,
+    /// Bit set: the frame may hold memory of the kernel's. Cleared only by who owns the frame.
+    touched: AtomicU64,
     /// One of the states below. Back to EMPTY only by who owns all its frames.
     memory: AtomicU8,
 }
@@ -56,7 +58,9 @@ pub struct Arena {
     refs: Box<[AtomicU32]>,
     /// Bytes charged to somebody's budget; a frame's last handle takes its bytes off.
     charged: Arc<AtomicUsize>,
-    touched_regions: AtomicUsize,
+    touched_frames: AtomicUsize,
+    /// Frames taken and not given back.
+    live: AtomicUsize,
 }
 
 // SAFETY: the mapping is owned by the arena; access to frames' bytes is governed by Frame (see there), everything
@@ -106,12 +110,17 @@ impl Arena {
         Ok(Arc::new(Arena {
             base: NonNull::new(raw.cast()).expect("mmap never returns null"),
             regions: (0..count)
-                .map(|_| Region { free: AtomicU64::new(u64::MAX), memory: AtomicU8::new(EMPTY) })
+                .map(|_| Region {
+                    free: AtomicU64::new(u64::MAX),
+                    touched: AtomicU64::new(0),
+                    memory: AtomicU8::new(EMPTY),
+                })
                 .collect(),
             summary: summary.collect(),
             refs: (0..frames).map(|_| AtomicU32::new(0)).collect(),
             charged,
-            touched_regions: AtomicUsize::new(0),
+            touched_frames: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
         }))
     }
 
@@ -157,15 +166,43 @@ impl Arena {
                     if region.memory.load(Ordering::Relaxed) != USED
                         && region.memory.swap(USED, Ordering::Relaxed) == EMPTY
                     {
-                        self.touched_regions.fetch_add(1, Ordering::Relaxed);
+                        self.touch(r, u64::MAX);
                         self.populate(r);
+                    } else {
+                        self.touch(r, 1 << bit);
                     }
+                    self.live.fetch_add(1, Ordering::Relaxed);
                     return Some(r * REGION_FRAMES + bit);
                 }
                 Err(now) => free = now,
             }
         }
         None
+    }
+
+    fn touch(&self, r: usize, frames: u64) {
+        let touched = &self.regions[r].touched;
+        if touched.load(Ordering::Relaxed) & frames != frames {
+            let new = frames & !touched.fetch_or(frames, Ordering::Relaxed);
+            self.touched_frames.fetch_add(new.count_ones() as usize, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops the memory of frames of region `r` that the caller has taken out of `free`.
+    fn drop_memory(&self, r: usize, frames: u64) {
+        let gone = frames & self.regions[r].touched.fetch_and(!frames, Ordering::Relaxed);
+        self.touched_frames.fetch_sub(gone.count_ones() as usize, Ordering::Relaxed);
+        let mut rest = gone;
+        while rest != 0 {
+            let first = rest.trailing_zeros() as usize;
+            let run = (!(rest >> first)).trailing_zeros() as usize;
+            rest &= !(if run == 64 { u64::MAX } else { ((1 << run) - 1) << first });
+            // SAFETY: the frames are free and were taken by the caller, so nobody has a reference into the range.
+            let _ = unsafe {
+                let start = self.base.as_ptr().add(r * REGION + first * FRAME);
+                rustix::mm::madvise(start.cast(), run * FRAME, Advice::LinuxDontNeed)
+            };
+        }
     }
 
     fn note_full(&self, r: usize) {
@@ -190,6 +227,7 @@ impl Arena {
         if before == 0 {
             self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
         }
+        self.live.fetch_sub(1, Ordering::Relaxed);
         self.charged.fetch_sub(FRAME, Ordering::Release);
     }
 
@@ -205,17 +243,8 @@ impl Arena {
                 continue;
             }
             if region.memory.swap(RESTING, Ordering::Relaxed) == RESTING {
-                // SAFETY: all 64 frames of the region were free and are now ours (the exchange took them), so
-                // nobody has a reference into the range that is dropped.
-                let _ = unsafe {
-                    rustix::mm::madvise(
-                        self.base.as_ptr().add(r * REGION).cast(),
-                        REGION,
-                        Advice::LinuxDontNeed,
-                    )
-                };
+                self.drop_memory(r, u64::MAX);
                 region.memory.store(EMPTY, Ordering::Relaxed);
-                self.touched_regions.fetch_sub(1, Ordering::Relaxed);
                 released += REGION;
             }
             region.free.store(u64::MAX, Ordering::Release);
@@ -224,9 +253,36 @@ impl Arena {
         released
     }
 
-    /// Bytes of regions that may hold memory: what the arena costs at most.
+    /// Gives the memory of up to `bytes` of free frames back at once, wherever they lie, the highest first: for when
+    /// what is free here is wanted elsewhere. Returns the bytes given back.
+    pub fn trim(&self, bytes: usize) -> usize {
+        let mut trimmed = 0;
+        for (r, region) in self.regions.iter().enumerate().rev() {
+            if trimmed >= bytes {
+                break;
+            }
+            let idle = region.free.load(Ordering::Relaxed) & region.touched.load(Ordering::Relaxed);
+            if idle == 0 {
+                continue;
+            }
+            // Acquire: as in take_in_region; what others took meanwhile is not ours.
+            let ours = idle & region.free.fetch_and(!idle, Ordering::Acquire);
+            self.drop_memory(r, ours);
+            trimmed += ours.count_ones() as usize * FRAME;
+            region.free.fetch_or(ours, Ordering::Release);
+            self.summary[r / 64].fetch_or(1 << (r % 64), Ordering::Relaxed);
+        }
+        trimmed
+    }
+
+    /// Bytes of frames that may hold memory: what the arena costs at most.
     pub fn touched_bytes(&self) -> usize {
-        self.touched_regions.load(Ordering::Relaxed) * REGION
+        self.touched_frames.load(Ordering::Relaxed) * FRAME
+    }
+
+    /// Bytes of frames that are taken.
+    pub fn live_bytes(&self) -> usize {
+        self.live.load(Ordering::Relaxed) * FRAME
     }
 }
 
@@ -353,6 +409,22 @@ mod tests {
     }
 
     #[test]
+    fn trims_single_free_frames() {
+        let (arena, _) = arena(128);
+        let mut frames: Vec<_> = (0..128).map(|_| arena.take().unwrap()).collect();
+        for f in &mut frames {
+            f.bytes_mut().unwrap().fill(1);
+        }
+        let mut keep = 0..;
+        frames.retain(|_| keep.next().unwrap() % 2 == 0);
+        assert_eq!((arena.live_bytes(), arena.touched_bytes()), (64 * FRAME, 128 * FRAME));
+        assert_eq!(arena.trim(usize::MAX), 64 * FRAME);
+        assert_eq!(arena.touched_bytes(), 64 * FRAME);
+        assert!(frames.iter().all(|f| f.bytes().iter().all(|&b| b == 1)), "frames in use keep their bytes");
+        assert!(arena.take().unwrap().bytes().iter().all(|&b| b == 0));
+    }
+
+    #[test]
     fn threads_never_share_a_frame() {
         let (arena, charged) = arena(256);
         charged.store(usize::MAX / 2, Ordering::Relaxed);
@@ -367,6 +439,7 @@ mod tests {
                         }
                         if round % 64 == 0 {
                             arena.release();
+                            arena.trim(usize::MAX);
                         }
                         assert!(held.iter().all(|f| f.bytes().iter().all(|&b| b == t)));
                     }

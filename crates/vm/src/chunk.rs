@@ -10,7 +10,8 @@
 //!  stored          live in a cluster only          dirty              -
 //!  lost            lost (reads fail)               dirty, if whole    -
 //! ```
-//! A discard makes any of them absent. (Compressed memory and source pagers will be two more locations.)
+//! A discard makes any of them absent. Clean is for faces that promote what they read; pageout itself frees what it
+//! has written, so no page is clean yet. (Compressed memory and source pagers will be two more locations.)
 //!
 //! Invariants, checked by [`ChunkState::check`]:
 //! - zero, lost and (resident or stored) exclude each other; dirty and writing are resident and exclude each other;
@@ -57,8 +58,8 @@ pub(crate) fn members(mut set: PageSet) -> impl Iterator<Item = usize> {
 /// What the heap and an `Arc` add to an object.
 const HEAP: usize = 32;
 
-/// What a chunk costs in metadata when evicted: itself, with its cluster record, and the extent.
-pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + size_of::<Extent>() + HEAP;
+/// What a chunk costs in metadata: itself, and its place on the page queues.
+pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + 32;
 
 /// A chunk of some object's tree. Reference counted twice: by `Arc` for memory, and by `owners` for the trees that
 /// show it, because pageout holding it for a moment must not make a write copy it.
@@ -387,7 +388,7 @@ impl ChunkState {
         let whole = data.len() == PAGE;
         if self.resident & bit != 0 {
             let rank = self.rank(page);
-            // A version on its way to the store is shared with its batch, so it is never changed (R28).
+            // Bytes that a fork or a batch being packed shares are never changed (R28): this page gets its own.
             if !self.bytes[rank].try_write(at, data) {
                 let base: &[u8] = if whole { &[] } else { self.bytes[rank].as_slice() };
                 let bytes = Bytes::build(base, at, data, reservation, &shared.arena);

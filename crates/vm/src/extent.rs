@@ -3,6 +3,7 @@
 use overspill_store::codec::Encoded;
 use overspill_store::{AllocError, BLOCK, Run, Store};
 
+use crate::budget::Charge;
 use crate::chunk::PageSet;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +75,9 @@ impl Drop for RunGuard {
     }
 }
 
+/// What an extent costs in metadata: itself and its place in a chunk's list, as the heap rounds them.
+pub(crate) const EXTENT_COST: usize = size_of::<Extent>() + 48;
+
 /// A cluster in the store: its blocks, how to read it back, and which pages of its chunk it held.
 #[derive(Debug)]
 pub(crate) struct Extent {
@@ -82,11 +86,12 @@ pub(crate) struct Extent {
     /// Seeds the checksum, so that another cluster's bytes are not taken for this one's.
     tag: u64,
     pages: PageSet,
+    _charge: Charge,
 }
 
 impl Extent {
-    pub(crate) fn new(run: RunGuard, encoded: Encoded, tag: u64, pages: PageSet) -> Extent {
-        Extent { run, encoded, tag, pages }
+    pub(crate) fn new(run: RunGuard, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {
+        Extent { run, encoded, tag, pages, _charge: charge }
     }
 
     pub(crate) fn start(&self) -> u32 {

@@ -54,7 +54,7 @@ impl ReadIo {
     }
 }
 
-/// Requests that no driver has taken yet. Reads go first: somebody waits for each of them.
+/// Requests that no driver has taken yet.
 #[derive(Debug, Default)]
 pub(crate) struct IoQueue {
     reads: Mutex<VecDeque<ReadIo>>,
@@ -71,7 +71,11 @@ impl IoQueue {
     }
 
     pub(crate) fn next(&self) -> Option<Io> {
-        self.next_read().map(Io::Read).or_else(|| self.writes.lock().pop_front().map(Io::Write))
+        self.next_read().map(Io::Read).or_else(|| self.next_write().map(Io::Write))
+    }
+
+    pub(crate) fn next_write(&self) -> Option<WriteIo> {
+        self.writes.lock().pop_front()
     }
 
     pub(crate) fn next_read(&self) -> Option<ReadIo> {

@@ -391,48 +391,49 @@ impl Object {
 
     /// Pages `start..end` become absent at once: their frames and slots are free, nothing is written (R8).
     pub fn discard(&self, start: u64, end: u64) {
-        let mut gone: Vec<ChunkRef> = Vec::new();
         let mut next = start / CHUNK_PAGES as u64;
         loop {
             let tree = self.tree.read();
-            let Some((number, chunk)) = tree.next(next) else { break };
+            let Some((number, _)) = tree.next(next) else { break };
+            drop(tree);
             let base = number * CHUNK_PAGES as u64;
             if base >= end {
                 break;
             }
             let from = start.saturating_sub(base) as usize;
             let to = (end - base).min(CHUNK_PAGES as u64) as usize;
-            let set = pages(from, to);
-            let existing = chunk.lock().existing();
-            drop(tree);
-            if existing & !set == 0 {
-                gone.extend(self.take_chunk(number));
-            } else if existing & set != 0 {
-                // Cannot fail: without a space it asks nobody.
-                let _ = self.with_own_chunk(number, None, |chunk, state| self.drop_pages(chunk, state, set));
-            }
+            self.discard_in_chunk(number, pages(from, to));
             next = number + 1;
         }
         self.shared.budget.grant();
+    }
+
+    /// Discards pages of one chunk, and the chunk when it holds no others.
+    fn discard_in_chunk(&self, number: u64, set: PageSet) {
+        let mut tree = self.tree.write();
+        let Some(chunk) = tree.get(number) else { return };
+        let existing = chunk.lock().existing();
+        if existing & !set == 0 {
+            // If nobody else shows it, its pages are free when this returns, also when pageout still holds it.
+            if let Found::Own(chunk) = tree.get_own(number) {
+                self.drop_pages(chunk, &mut chunk.lock(), ALL);
+            } else {
+                self.pages.fetch_sub(u64::from(existing.count_ones()), Ordering::Relaxed);
+            }
+            let gone = tree.remove(number);
+            drop(tree);
+            drop(gone);
+        } else if existing & set != 0 {
+            drop(tree);
+            // Cannot fail: without a space it asks nobody.
+            let _ = self.with_own_chunk(number, None, |chunk, state| self.drop_pages(chunk, state, set));
+        }
     }
 
     fn drop_pages(&self, chunk: &Chunk, state: &mut ChunkGuard<'_>, set: PageSet) {
         let count = u64::from(state.discard(set));
         chunk.account().uncharge(count);
         self.pages.fetch_sub(count, Ordering::Relaxed);
-    }
-
-    /// Takes a chunk out of the tree. If nobody else shows it, its pages are free already when this returns, also
-    /// when pageout still holds it.
-    fn take_chunk(&self, number: u64) -> Option<ChunkRef> {
-        let mut tree = self.tree.write();
-        if let Found::Own(chunk) = tree.get_own(number) {
-            self.drop_pages(chunk, &mut chunk.lock(), ALL);
-        } else if let Some(chunk) = tree.get(number) {
-            let count = chunk.lock().existing().count_ones();
-            self.pages.fetch_sub(u64::from(count), Ordering::Relaxed);
-        }
-        tree.remove(number)
     }
 
     /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or

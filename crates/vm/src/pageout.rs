@@ -15,7 +15,7 @@ use crate::CHUNK_PAGES;
 use crate::bytes::Bytes;
 use crate::chunk::{Chunk, PageSet};
 use crate::error::VmError;
-use crate::extent::{Extent, ExtentSpace, RunGuard};
+use crate::extent::{EXTENT_COST, Extent, ExtentSpace, RunGuard};
 use crate::io::WriteIo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
@@ -155,24 +155,20 @@ impl Pageout {
         }
         let mut packer = self.packer.lock();
         let step = self.launder(shared, &mut packer, wanted);
-        match step {
-            Step::Worked => packer.in_vain = 0,
-            Step::Stuck => {
-                packer.in_vain = 0;
-                shared.budget.short.swap(false, Ordering::AcqRel);
-                let quiet = shared.budget.quiet();
-                let before = std::mem::replace(&mut packer.stuck_at, quiet);
-                drop(packer);
-                // What is only set aside comes back, or becomes pages to look at: believed when two looks in a row
-                // found nothing, and nothing was set aside in between.
-                if quiet.is_some() && quiet != before {
-                    return Step::Worked;
-                }
-                if quiet.is_some() {
-                    shared.budget.refuse_all(VmError::NoMemory);
-                }
+        if step == Step::Stuck {
+            packer.in_vain = 0;
+            shared.budget.short.swap(false, Ordering::AcqRel);
+            let quiet = shared.budget.quiet();
+            let before = std::mem::replace(&mut packer.stuck_at, quiet);
+            drop(packer);
+            // What is only set aside comes back, or becomes pages to look at: believed when two looks in a row
+            // found nothing, and nothing was set aside in between.
+            if quiet.is_some() && quiet != before {
+                return Step::Worked;
             }
-            _ => {}
+            if quiet.is_some() {
+                shared.budget.refuse_all(VmError::NoMemory);
+            }
         }
         step
     }
@@ -200,10 +196,11 @@ impl Pageout {
             }
         };
         let room = run.as_ref().map_or(MAX_CLUSTER_BLOCKS, RunGuard::blocks);
+        let looked = packer.in_vain.saturating_add(1);
         let freed = self.fill(shared, packer, &mut batch, room, wanted);
         if batch.clusters.is_empty() {
             self.idle.lock().push(batch);
-            return self.nothing_dirty(shared, packer, freed);
+            return self.nothing_done(shared, packer, freed);
         }
         let used: u32 = batch.clusters.iter().map(|packed| packed.blocks).sum();
         let run = match run {
@@ -212,16 +209,18 @@ impl Pageout {
         };
         match run {
             Ok(run) => batch.run = Some(run),
-            Err(why) => {
+            Err(AllocError::NotReady) => {
                 self.put_back(batch);
-                return match why {
-                    AllocError::NotReady => Step::AwaitStore,
-                    AllocError::Full if self.in_flight() > 0 => Step::AwaitIo,
-                    AllocError::Full if freed > 0 => Step::Worked,
-                    AllocError::Full => Step::Stuck,
-                };
+                return Step::AwaitStore;
+            }
+            Err(AllocError::Full) => {
+                // This cluster finds no room; another may be shorter.
+                self.put_back(batch);
+                packer.in_vain = looked;
+                return self.nothing_done(shared, packer, freed);
             }
         }
+        packer.in_vain = 0;
         self.coming.fetch_add(batch.frees, Ordering::AcqRel);
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         shared.io.push_write(WriteIo(batch));
@@ -229,19 +228,18 @@ impl Pageout {
         Step::Worked
     }
 
-    fn nothing_dirty(&self, shared: &Arc<Shared>, packer: &Packer, freed: usize) -> Step {
+    /// What to do when no batch came together: look on, until all there is was looked at twice in vain.
+    fn nothing_done(&self, shared: &Arc<Shared>, packer: &mut Packer, freed: usize) -> Step {
         if freed > 0 {
+            packer.in_vain = 0;
             shared.budget.grant();
             return Step::Worked;
         }
-        if self.in_flight() > 0 {
-            return Step::AwaitIo;
+        if packer.in_vain <= 2 * shared.queues.lock().len() {
+            return Step::Worked;
         }
-        let all = shared.queues.lock().len();
-        if packer.in_vain > 2 * all {
-            return Step::Stuck;
-        }
-        Step::Worked
+        packer.in_vain = 0;
+        if self.in_flight() > 0 { Step::AwaitIo } else { Step::Stuck }
     }
 
     /// Takes chunks in queue order until the batch has no room for another cluster or enough will be free.
@@ -256,7 +254,6 @@ impl Pageout {
     ) -> usize {
         let mut used = 0;
         let mut freed = 0;
-        let before = packer.in_vain;
         for _ in 0..SCAN {
             if room - used < MAX_CLUSTER_BLOCKS || freed + batch.frees >= wanted.max(1) {
                 break;
@@ -269,7 +266,8 @@ impl Pageout {
             let Some(chunk) = victim else { continue };
             let mut shares: SmallVec<[Bytes; CHUNK_PAGES]> = SmallVec::new();
             let mut state = chunk.lock();
-            if !chunk.is_owned() || state.is_going_out() {
+            // It may have lost its pages, and its place on the queues, since we were given it.
+            if !chunk.is_owned() || state.is_going_out() || state.resident() == 0 {
                 continue;
             }
             if std::mem::take(&mut state.referenced) && !self.eager.load(Ordering::Relaxed) {
@@ -282,7 +280,6 @@ impl Pageout {
             if pages == 0 {
                 continue;
             }
-            packer.in_vain = 0;
             let at = used as usize * BLOCK;
             let tag = packer.next_tag;
             packer.next_tag += 1;
@@ -292,11 +289,6 @@ impl Pageout {
             batch.clusters.push(Packed { chunk, pages, encoded, tag, blocks });
             batch.frees += cost;
             used += blocks;
-        }
-        if freed > 0 {
-            packer.in_vain = 0;
-        } else if !batch.clusters.is_empty() {
-            packer.in_vain = packer.in_vain.min(before);
         }
         freed
     }
@@ -321,7 +313,8 @@ impl Pageout {
                 let mut run = batch.run.take().expect("a batch under way has its run");
                 for packed in batch.clusters.drain(..) {
                     let run = run.split_front(packed.blocks);
-                    let extent = Extent::new(run, packed.encoded, packed.tag, packed.pages);
+                    let charge = shared.budget.charge_forced(EXTENT_COST);
+                    let extent = Extent::new(run, packed.encoded, packed.tag, packed.pages, charge);
                     packed.chunk.lock().finish_writing(packed.pages, extent);
                     shared.counters.page_outs.add(u64::from(packed.pages.count_ones()));
                 }

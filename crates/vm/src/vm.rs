@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use overspill_store::Store;
 use overspill_store::codec::MAX_CLUSTER;
-use overspill_sys::Arena;
+use overspill_sys::{Arena, REGION_FRAMES};
 
 use crate::account::Account;
 use crate::budget::{Budget, Charge, Pressure};
@@ -165,7 +165,8 @@ impl Vm {
         let limit = config.memory_bytes.checked_sub(buffers).filter(|&left| left >= 4 * PAGE);
         let limit = limit.ok_or(VmError::NoMemory)?;
         let charged = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let arena = Arena::new(limit.div_ceil(PAGE), charged.clone()).map_err(|error| {
+        // A region more than the budget can take: one may be out of sight while its memory is given back.
+        let arena = Arena::new(limit.div_ceil(PAGE) + REGION_FRAMES, charged.clone()).map_err(|error| {
             tracing::error!(%error, "no arena");
             VmError::Arena
         })?;
@@ -231,6 +232,11 @@ impl Vm {
         self.0.io.next()
     }
 
+    /// As [`Vm::next_io`], but writes only: for a driver's threads that readers must not keep from pageout.
+    pub fn next_write(&self) -> Option<crate::WriteIo> {
+        self.0.io.next_write()
+    }
+
     /// As [`Vm::next_io`], but reads only: for a driver's threads that must stay free of slow writes.
     pub fn next_read(&self) -> Option<ReadIo> {
         self.0.io.next_read()
@@ -250,10 +256,20 @@ impl Vm {
         self.0.complete_read(&io.0, result);
     }
 
-    /// Work to be done now and then, off the pageout path: gives free memory back to the kernel.
+    /// Work to be done now and then, and often under pressure, off the pageout path: gives free memory back to the
+    /// kernel. Frames that fell free leave their memory in the arena; where the heap has taken their share of the
+    /// budget, that much goes back at once (iron rule 3), the rest when it has rested.
     pub fn maintain(&self) {
-        self.0.arena.release();
-        self.0.budget.grant();
+        let shared = &self.0;
+        let heap = shared.budget.charged().saturating_sub(shared.arena.live_bytes());
+        let excess = (shared.arena.touched_bytes() + heap).saturating_sub(shared.budget.limit());
+        if excess > 0 {
+            shared.arena.trim(excess);
+        }
+        if !self.is_short() {
+            shared.arena.release();
+        }
+        shared.budget.grant();
     }
 
     /// The store, for its `maintain` and `usage`.

@@ -226,6 +226,16 @@ impl Paged {
         buf[0]
     }
 
+    /// Pages 0 and 1, by one read.
+    fn both(&self) -> [u8; 2] {
+        let mut buf = vec![0xee; 2 * PAGE];
+        self.wait(self.object.read(0, &mut buf)).unwrap();
+        [0, PAGE].map(|at| {
+            assert!(buf[at..at + PAGE].iter().all(|&b| b == buf[at]), "byte {at} is in a torn page");
+            buf[at]
+        })
+    }
+
     /// Pages 0 and 1, whether page 2 was written in part, page 3, which nobody touches, and page 4.
     fn picture(&self) -> [u8; 5] {
         let part = self.bytes(2);
@@ -360,12 +370,17 @@ fn readers_during_eviction() {
             let reader = object.clone();
             jobs.push(job(move || {
                 let mut newest = [1, 1];
-                for _ in 0..3 {
-                    for page in [1, 0] {
-                        let seen = reader.fill(page);
-                        let before = std::mem::replace(&mut newest[page as usize], seen);
-                        assert!(seen >= before, "page {page} was {before} and is {seen}");
-                    }
+                let mut saw = |page: usize, seen: u8| {
+                    let before = std::mem::replace(&mut newest[page], seen);
+                    assert!(seen >= before, "page {page} was {before} and is {seen}");
+                    newest
+                };
+                for _ in 0..2 {
+                    let [zero, one] = reader.both();
+                    saw(0, zero);
+                    saw(1, one);
+                    saw(1, reader.fill(1));
+                    let newest = saw(0, reader.fill(0));
                     assert!(newest[0] >= newest[1], "page 0 is written first and was read last: {newest:?}");
                 }
             }));
@@ -376,6 +391,10 @@ fn readers_during_eviction() {
     });
 }
 
+fn tens(n: usize) -> u8 {
+    u8::try_from(n * 10).unwrap()
+}
+
 /// Two writers of one page: whole pages replace each other, parts that do not meet are both kept.
 #[test]
 fn two_writers_of_a_page() {
@@ -383,7 +402,7 @@ fn two_writers_of_a_page() {
         let world = World::roomy();
         let object = world.object(3);
         let jobs = [1usize, 2].map(|n| {
-            let (writer, fill) = (object.clone(), n as u8 * 10);
+            let (writer, fill) = (object.clone(), tens(n));
             job(move || {
                 writer.write_part(0, n * 1000, &[fill; 500]);
                 writer.write(1, fill);
@@ -395,7 +414,7 @@ fn two_writers_of_a_page() {
         let whole = object.fill(1);
         assert!(whole == 11 || whole == 21, "{whole}");
         let parts = object.bytes(0);
-        let expected = |at: usize| if (1000..3000).contains(&at) { (at / 1000 * 10) as u8 } else { 1 };
+        let expected = |at: usize| if (1000..3000).contains(&at) { tens(at / 1000) } else { 1 };
         assert!(parts.iter().enumerate().all(|(at, &b)| b == expected(at)), "one writer undid the other");
         assert_eq!(object.fill(2), 1);
         world.end(vec![object]);
@@ -414,7 +433,7 @@ fn a_fetch_joined_while_its_page_is_overwritten() {
         let other = world.object(1);
         evict_all(&world.vm);
         let damage = thread_rng().gen_range(0..2u32);
-        faults.next_read_flips.store(damage.into(), Ordering::Relaxed);
+        faults.next_read_flips.store(damage, Ordering::Relaxed);
         let (writer, elsewhere) = (object.clone(), other.clone());
         let mut jobs = vec![job(move || writer.write(0, 2)), job(move || assert_eq!(elsewhere.fill(0), 1))];
         for _ in 0..2 {
@@ -438,13 +457,15 @@ fn a_fetch_joined_while_its_page_is_overwritten() {
 /// does that is parked.
 #[test]
 fn writers_wait_for_pageout() {
-    explore(500, || {
+    explore(1500, || {
         let world = World::new(10, Some(std::sync::Arc::new(MemStore::new(1000))));
         let objects: Vec<_> = (0..2).map(|_| world.empty()).collect();
+        // As much as one reservation may be, or twice that.
+        let pages = thread_rng().gen_range(1..=2) * 4;
         let jobs = [(0, false), (1, false), (1, true)].map(|(n, hasty)| {
             let object = objects[n].clone();
             job(move || {
-                let (data, at) = (vec![7; 8 * PAGE], u64::from(hasty) * 8 * PAGE as u64);
+                let (data, at) = (vec![7; pages * PAGE], u64::from(hasty) * (pages * PAGE) as u64);
                 let write = || object.object.write(at, &data, Space::Normal);
                 let began = hasty && pin!(write()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
                 if !began {
@@ -453,8 +474,8 @@ fn writers_wait_for_pageout() {
             })
         });
         world.run(false, jobs.into());
-        for (object, pages) in objects.iter().zip([8, 16]) {
-            (0..pages).for_each(|page| assert_eq!(object.fill(page), 7));
+        for (object, pages) in objects.iter().zip([pages, 2 * pages]) {
+            (0..pages as u64).for_each(|page| assert_eq!(object.fill(page), 7));
         }
         world.end(objects);
     });

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use crate::harness::{Mount, ok, python, run};
-use crate::spill::real_tree;
+use crate::harness::{Mount, noise, ok, python, run};
 
 fn evicting() -> Mount {
     Mount::new(&["--memory", "4M", "--size", "256M", "-o", "debug=evict"])
@@ -114,10 +113,11 @@ fn fsx_in_four_mebibytes() {
     mount.umount();
 }
 
-/// Makes a database of some 20 MB, changes much of it, and says what is in it. Arguments: its path, the journal's mode.
+/// Makes a database, changes much of it, and says what is in it. Arguments: its path, the journal's mode, and how many
+/// times 20 KB it is large.
 const SQLITE: &str = "
 import hashlib, random, sqlite3, sys
-path, mode = sys.argv[1:]
+path, mode, scale = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rnd = random.Random(1957)
 def connect():
     db = sqlite3.connect(path, isolation_level=None)
@@ -133,18 +133,18 @@ db.execute('CREATE TABLE t(id INTEGER PRIMARY KEY, k INT, name TEXT UNIQUE, body
 db.execute('CREATE INDEX by_k ON t(k)')
 for part in range(8):
     db.execute('BEGIN')
-    for n in range(1000):
+    for n in range(scale):
         row = (rnd.randrange(1 << 30), 'name-%d-%d' % (rnd.randrange(1 << 40), n), rnd.randbytes(rnd.randrange(5000)))
         db.execute('INSERT INTO t(k, name, body) VALUES (?, ?, ?)', row)
     db.execute('COMMIT')
 sound()
 size = db.execute('SELECT page_count * page_size FROM pragma_page_count, pragma_page_size').fetchone()[0]
-assert size > 4 * (4 << 20), size
+assert size > scale * 16 << 10, size
 reader = connect()
 for part in range(6):
     db.execute('BEGIN')
-    for n in range(300):
-        row = (rnd.randrange(1 << 30), rnd.randbytes(rnd.randrange(9000)), rnd.randrange(8000))
+    for n in range(scale // 3):
+        row = (rnd.randrange(1 << 30), rnd.randbytes(rnd.randrange(9000)), rnd.randrange(8 * scale))
         db.execute('UPDATE t SET k = ?, body = ? WHERE id = ?', row)
     db.execute('ROLLBACK' if part == 3 else 'COMMIT')
     db.execute('DELETE FROM t WHERE k % 16 = ?', (part,))
@@ -162,22 +162,28 @@ print(digest.hexdigest(), db.execute('SELECT count(*) FROM t INDEXED BY by_k WHE
 db.close()
 ";
 
-fn sqlite(mode: &str) {
-    let mount = evicting();
-    let disk = ok(&python(SQLITE, &[&mount.beside("on-disk"), Path::new(mode)]));
-    let here = ok(&python(SQLITE, &[&mount.path("db"), Path::new(mode)]));
-    assert_eq!(here, disk);
-    check_and_umount(mount);
+/// The same on the disk, in the smallest memory, and, smaller itself, where all is evicted.
+fn sqlite(mode: &str, smaller: u32) {
+    let tiny = Mount::new(&["--memory", "4M", "--size", "256M"]);
+    let evicting = evicting();
+    let make = |path: PathBuf, scale: u32| {
+        ok(&python(SQLITE, &[&path, Path::new(mode), Path::new(&scale.to_string())]))
+    };
+    assert_eq!(make(tiny.path("db"), 1000), make(tiny.beside("db"), 1000));
+    assert_eq!(make(evicting.path("db"), smaller), make(evicting.beside("db"), smaller));
+    assert!(tiny.stat("page_outs") > 2000 && tiny.stat("errors") == 0, "{}", tiny.stats());
+    tiny.umount();
+    check_and_umount(evicting);
 }
 
 #[test]
 fn sqlite_with_a_rollback_journal() {
-    sqlite("delete");
+    sqlite("delete", 100);
 }
 
 #[test]
 fn sqlite_with_a_write_ahead_log() {
-    sqlite("wal");
+    sqlite("wal", 50);
 }
 
 /// git with nobody's settings but ours.
@@ -203,19 +209,20 @@ fn same_tree(one: &Path, other: &Path) {
 fn git_keeps_a_history() {
     let mount = evicting();
     let (tree, work) = (mount.beside("tree"), mount.path("work"));
-    ok(&run(Command::new("cp").arg("-rP").arg(real_tree(16 << 20)).arg(&tree)));
+    // This repository's own sources, and some that do not compress.
+    ok(&run(Command::new("cp").args(["-rP", concat!(env!("CARGO_MANIFEST_DIR"), "/..")]).arg(&tree)));
+    (0..3).for_each(|n| fs::write(tree.join(format!("noise-{n}")), noise(n, 1 << 20)).unwrap());
     // git knows no empty directories.
     ok(&run(Command::new("find").arg(&tree).args(["-type", "d", "-empty", "-delete"])));
     ok(&run(Command::new("cp").arg("-rP").args([&tree, &work])));
     git(&work, ["init", "-q"]);
     git(&work, ["add", "-A", "-f"]);
     git(&work, ["commit", "-q", "-m", "all of it"]);
-    fs::write(work.join("one-more"), "and more").unwrap();
-    git(&work, ["add", "one-more"]);
-    git(&work, ["commit", "-q", "-m", "and more"]);
     git(&work, ["fsck", "--full", "--strict"]);
-    git(&work, ["repack", "-q", "-a", "-d", "-f"]);
-    git(&work, ["gc", "-q", "--prune=now"]);
+    fs::write(work.join("noise-1"), "less").unwrap();
+    git(&work, ["mv", "noise-0", "moved"]);
+    git(&work, ["commit", "-q", "-a", "-m", "and then"]);
+    git(&work, ["gc", "-q", "--aggressive", "--prune=now"]);
     mount.drop_caches();
     git(&work, ["fsck", "--full", "--strict"]);
     assert_eq!(git(&work, ["status", "--porcelain"]), "");
@@ -223,7 +230,7 @@ fn git_keeps_a_history() {
     git(&work, ["checkout", "-q", "HEAD~1"]);
     same_tree(&tree, &work);
     let again = mount.beside("clone");
-    git(mount.beside("").as_path(), [OsStr::new("clone"), "-q".as_ref(), work.as_ref(), again.as_ref()]);
+    git(&mount.beside(""), [OsStr::new("clone"), "-q".as_ref(), work.as_ref(), again.as_ref()]);
     same_tree(&tree, &again);
     check_and_umount(mount);
 }

@@ -17,7 +17,7 @@ fn tree_size(path: &Path) -> u64 {
 }
 
 /// A real tree of this machine that we may read, of at least `least` bytes: the smallest that will do.
-pub(crate) fn real_tree(least: u64) -> PathBuf {
+fn real_tree(least: u64) -> PathBuf {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = sysroot.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
     let candidates = [
