@@ -5,7 +5,7 @@
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
 //! | store (2) | writes to the store | requests |
 //! | fetch (6) | reads from the store | requests |
-//! | upkeep | preallocation, hole punching, memory back to the kernel | two seconds, or pageout |
+//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
 //! Readers and writers do not share threads: neither can keep the other from the store. A thread that panics takes the
@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_executor::Executor;
 use overspill_fuse::Spawn;
@@ -32,9 +32,16 @@ const FETCHERS: usize = 6;
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 /// How often upkeep runs when nobody asks.
-const UPKEEP: Duration = Duration::from_secs(2);
-/// Heap that may lie free before it is trimmed.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Budgets below this are for pages; the program comes on top.
+const SMALL: usize = 64 << 20;
+const PROGRAM: usize = 12 << 20;
+/// Metadata that may have gone before the heap is trimmed.
 const TRIM_ABOVE: usize = 4 << 20;
+/// How often the process's memory is measured, at most.
+const MEASURE: Duration = Duration::from_millis(100);
+/// How often the heap is gone through for pages that are free, at most.
+const TRIM: Duration = Duration::from_secs(2);
 
 /// A flag to wait for: set by anybody, cleared by who waits.
 #[derive(Default)]
@@ -109,16 +116,16 @@ impl Spawn for Spawner {
 }
 
 impl Driver {
-    /// Starts the threads that run `vm`.
+    /// Starts the threads that run `vm`. With `memory` they hold the whole process to so many bytes.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn start(vm: &Vm) -> std::io::Result<Driver> {
+    pub fn start(vm: &Vm, memory: Option<usize>) -> std::io::Result<Driver> {
         let wakeups = Arc::new(Wakeups::default());
         vm.set_signals(wakeups.clone());
         let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;
-        driver.spawn_thread("upkeep", vm, run_upkeep)?;
+        driver.spawn_thread("upkeep", vm, move |vm, wakeups| run_upkeep(vm, wakeups, memory))?;
         for _ in 0..FETCHERS {
             driver.spawn_thread("fetch", vm, run_fetch)?;
         }
@@ -232,8 +239,8 @@ fn perform_read(vm: &Vm, read: ReadIo, buf: &mut AlignedBuf) {
     vm.complete_read(read, result.map(|()| &*bytes));
 }
 
-fn run_upkeep(vm: &Vm, wakeups: &Wakeups) {
-    let mut last_metadata = 0;
+fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>) {
+    let mut watch = memory.map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
         let short = vm.is_short();
@@ -243,18 +250,67 @@ fn run_upkeep(vm: &Vm, wakeups: &Wakeups) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+        if let Some(watch) = &mut watch {
+            watch.look(vm);
+        }
         vm.maintain();
-        if short {
-            continue;
-        }
-        let stats = vm.stats();
-        let heap = stats.metadata_bytes;
-        if heap + TRIM_ABOVE < last_metadata {
-            overspill_sys::process::trim_heap();
-            last_metadata = heap;
-        }
-        last_metadata = last_metadata.max(heap);
     }
+}
+
+/// Holds the process to its memory, whatever it went to (iron rule 3): what the budget's own counting misses, mostly
+/// holes in the heap, is measured and counted as overhead.
+struct MemoryWatch {
+    memory: usize,
+    overhead: usize,
+    /// The most metadata there was since the heap was last trimmed.
+    metadata: usize,
+    measured: Instant,
+    trimmed: Instant,
+}
+
+impl MemoryWatch {
+    fn new(memory: usize) -> MemoryWatch {
+        let now = Instant::now();
+        // Some way below, because it is looked at now and then and not always; but the program itself is not to be
+        // squeezed out of the smallest budgets.
+        let memory = if memory < SMALL { memory + PROGRAM } else { memory / 16 * 15 };
+        MemoryWatch { memory, overhead: 0, metadata: 0, measured: now, trimmed: now }
+    }
+
+    fn look(&mut self, vm: &Vm) {
+        if self.measured.elapsed() < MEASURE {
+            return;
+        }
+        self.measured = Instant::now();
+        let resident = resident_bytes();
+        let stats = vm.stats();
+        // Memory that is free here but not given back is no reason to page out.
+        let idle = stats.arena_idle_bytes;
+        let metadata = stats.metadata_bytes - self.overhead.min(stats.metadata_bytes);
+        self.metadata = self.metadata.max(metadata);
+        let much_freed = metadata + TRIM_ABOVE < self.metadata;
+        if (resident > self.memory || much_freed) && self.trimmed.elapsed() > TRIM {
+            self.trimmed = Instant::now();
+            self.metadata = metadata;
+            overspill_sys::process::trim_heap();
+        }
+        let needed = resident.saturating_sub(idle);
+        if needed > self.memory {
+            self.overhead += needed - self.memory;
+        } else {
+            self.overhead -= ((self.memory - needed) / 8).min(self.overhead);
+        }
+        // Not so much that there is nothing left to work with.
+        self.overhead = self.overhead.min(stats.limit_bytes / 4);
+        vm.set_overhead(self.overhead);
+    }
+}
+
+/// This process's resident memory.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size()
 }
 
 fn run_tasks(tasks: &Executor<'static>, wakeups: &Wakeups) {

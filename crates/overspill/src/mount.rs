@@ -191,7 +191,7 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         VmError::NoMemory => MountError::Memory(options.memory),
         error => MountError::Start(std::io::Error::other(error)),
     })?;
-    let driver = Driver::start(&vm).map_err(MountError::Start)?;
+    let driver = Driver::start(&vm, Some(memory)).map_err(MountError::Start)?;
     vm.set_eager(options.debug.evict);
     let fs = Arc::new(TmpFs::new(TmpFsConfig {
         vm: vm.clone(),

@@ -132,10 +132,13 @@ impl Pageout {
 
     fn wanted(&self, shared: &Shared) -> usize {
         let coming = self.coming.load(Ordering::Acquire);
+        let wanted = shared.budget.wanted(coming);
         if self.eager.load(Ordering::Relaxed) {
-            return shared.counters.resident_pages().saturating_mul(crate::PAGE).saturating_sub(coming);
+            // Who waits counts here too, or would wait for ever where nothing is resident.
+            let all = shared.counters.resident_pages().saturating_mul(crate::PAGE);
+            return wanted.max(all.saturating_sub(coming));
         }
-        shared.budget.wanted(coming)
+        wanted
     }
 
     /// One step. See [`Step`].

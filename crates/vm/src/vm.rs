@@ -77,6 +77,7 @@ pub(crate) struct Shared {
     fetches: Fetches,
     pageout: Pageout,
     signals: OnceLock<std::sync::Arc<dyn Signals>>,
+    overhead: Mutex<Option<Charge>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -183,6 +184,7 @@ impl Vm {
             pageout: Pageout::new(space.clone(), config.batches, config.batch_bytes),
             space,
             signals: OnceLock::new(),
+            overhead: Mutex::new(None),
         });
         let _ = to_driver.0.set(Arc::downgrade(&shared));
         Ok(Vm(shared))
@@ -272,6 +274,15 @@ impl Vm {
         shared.budget.grant();
     }
 
+    /// Counts `bytes` of the process's memory that nobody charged, such as holes in the heap, in the budget; instead of
+    /// what was said before. Pageout then makes room for them.
+    pub fn set_overhead(&self, bytes: usize) {
+        let charge = (bytes > 0).then(|| self.0.budget.charge_forced(bytes));
+        // The old one goes after the new one came, and outside the lock.
+        let old = std::mem::replace(&mut *self.0.overhead.lock(), charge);
+        drop(old);
+    }
+
     /// The store, for its `maintain` and `usage`.
     pub fn store(&self) -> Option<&std::sync::Arc<dyn Store>> {
         self.0.space.as_ref().map(|space| &space.store)
@@ -286,6 +297,7 @@ impl Vm {
             charged_bytes: shared.budget.charged(),
             metadata_bytes: shared.budget.metadata(),
             arena_bytes: shared.arena.touched_bytes(),
+            arena_idle_bytes: shared.arena.touched_bytes().saturating_sub(shared.arena.live_bytes()),
             resident_bytes: c.resident_pages() * PAGE,
             dirty_bytes: c.dirty_pages() * PAGE,
             stored_page_bytes: c.stored_pages() * PAGE,
@@ -310,6 +322,8 @@ pub struct VmStats {
     pub metadata_bytes: usize,
     /// Memory of the kernel's that the frame arena may hold.
     pub arena_bytes: usize,
+    /// Of that, what no frame in use holds.
+    pub arena_idle_bytes: usize,
     /// Resident pages, each counted as a whole one.
     pub resident_bytes: usize,
     /// Resident pages that no store has, each counted as a whole one.

@@ -213,3 +213,18 @@ fn short_pages_are_small() {
         assert!(buf[..1000].iter().all(|&b| b == 7) && buf[1000..].iter().all(|&b| b == 0));
     }
 }
+
+/// Where all is evicted at once, memory that holds no page is full too: a write is told, not left waiting.
+#[test]
+fn eager_pageout_refuses_what_never_fits() {
+    let mut config = VmConfig::new(8 << 20);
+    (config.batch_bytes, config.batches, config.fetch_slots) = (128 << 10, 2, 2);
+    config.memory_bytes = 2 * config.batch_bytes + 2 * (64 << 10) + 40 * PAGE;
+    let vm = Vm::new(&config, mem()).unwrap();
+    let object = vm.object(&Account::new(1000));
+    vm.set_eager(true);
+    let held = vm.charge(29 * PAGE).unwrap();
+    assert_eq!(block_on(&vm, object.write(0, &[1; 16 * PAGE], Space::Normal)), Err((0, VmError::NoMemory)));
+    drop(held);
+    block_on(&vm, object.write(0, &[1; 16 * PAGE], Space::Normal)).unwrap();
+}
