@@ -33,9 +33,8 @@ const FETCHERS: usize = 6;
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 /// How often upkeep runs when nobody asks.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// Budgets below this are for pages; the program comes on top.
+/// Budgets below this are for pages and metadata alone: the program, larger than the smallest of them, comes on top.
 const SMALL: usize = 64 << 20;
-const PROGRAM: usize = 12 << 20;
 /// Metadata that may have gone before the heap is trimmed.
 const TRIM_ABOVE: usize = 4 << 20;
 /// How often the process's memory is measured, at most.
@@ -240,7 +239,7 @@ fn perform_read(vm: &Vm, read: ReadIo, buf: &mut AlignedBuf) {
 }
 
 fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>) {
-    let mut watch = memory.map(MemoryWatch::new);
+    let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
         let short = vm.is_short();
@@ -271,10 +270,8 @@ struct MemoryWatch {
 impl MemoryWatch {
     fn new(memory: usize) -> MemoryWatch {
         let now = Instant::now();
-        // Some way below, because it is looked at now and then and not always; but the program itself is not to be
-        // squeezed out of the smallest budgets.
-        let memory = if memory < SMALL { memory + PROGRAM } else { memory / 16 * 15 };
-        MemoryWatch { memory, overhead: 0, metadata: 0, measured: now, trimmed: now }
+        // Some way below, because it is looked at now and then and not always.
+        MemoryWatch { memory: memory / 16 * 15, overhead: 0, metadata: 0, measured: now, trimmed: now }
     }
 
     fn look(&mut self, vm: &Vm) {

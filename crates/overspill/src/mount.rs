@@ -161,8 +161,9 @@ impl MountError {
 }
 
 /// What the process takes beside its VM and transport: the program, its stacks, and what the C library's heap wastes.
+/// Nothing in small budgets: it would be most of them.
 fn process_memory(memory: usize) -> usize {
-    (memory / 16).min(6 << 20)
+    if memory < 64 << 20 { 0 } else { 6 << 20 }
 }
 
 /// Bytes the kernel may hold dirty for a mount with this much memory.
