@@ -271,7 +271,7 @@ impl MemoryWatch {
     fn new(memory: usize) -> MemoryWatch {
         let now = Instant::now();
         // Some way below, because it is looked at now and then and not always.
-        MemoryWatch { memory: memory / 16 * 15, overhead: 0, metadata: 0, measured: now, trimmed: now }
+        MemoryWatch { memory: memory / 8 * 7, overhead: 0, metadata: 0, measured: now, trimmed: now }
     }
 
     fn look(&mut self, vm: &Vm) {
