@@ -198,6 +198,23 @@ not a line
         assert_eq!(mounts.children(ours).map(|e| e.id).collect::<Vec<_>>(), [41]);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_parse_into_something(text in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            for entry in Mounts::parse(&text).iter() {
+                let _ = (entry.is_overspill(), entry.connection(), entry.option_u32("user_id"));
+            }
+        }
+
+        #[test]
+        fn broken_tables_keep_their_whole_lines(cut in 0..TABLE.len(), byte in proptest::prelude::any::<u8>()) {
+            let mut text = TABLE.to_vec();
+            text[cut] = byte;
+            let whole = TABLE.split(|b| *b == b'\n').take(5).filter_map(parse_line).count();
+            proptest::prop_assert!(Mounts::parse(&text).iter().count() + 2 >= whole);
+        }
+    }
+
     #[test]
     fn the_topmost_of_stacked_mounts_counts() {
         let mounts = Mounts::parse(TABLE);

@@ -249,6 +249,19 @@ mod tests {
         assert_eq!((r.size, r.mode, r.read_only), (Some(Amount::Bytes(3 << 30)), Some(0o700), true));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_option_is_taken_or_refused_with_its_name(
+            option in "[ -~]{0,20}|(size|memory|mode|uid|gid|nr_inodes|debug|store)=\\PC{0,12}"
+        ) {
+            let mut requested = Requested::default();
+            if let Err(error) = requested.apply(&option) {
+                let name = option.split('=').next().unwrap_or_default();
+                proptest::prop_assert!(error.to_string().contains(name), "{error}");
+            }
+        }
+    }
+
     #[test]
     fn bad_options_name_themselves() {
         for (line, part, code) in [

@@ -139,6 +139,22 @@ mod tests {
         assert_eq!(Amount::Percent(u64::MAX).bytes(u64::MAX), Err(SizeError::Overflow));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn what_is_taken_is_a_number_and_one_suffix(text in "[0-9]{0,22}[kKmMgGtT%]?|\\PC{0,8}", ram: u64) {
+            let digits = text.trim_end_matches(|c| "kKmMgGtT%".contains(c));
+            match Amount::parse(&text).and_then(|amount| amount.bytes(ram)) {
+                Ok(_) => proptest::prop_assert!(
+                    !digits.is_empty()
+                        && digits.len() + 1 >= text.len()
+                        && digits.bytes().all(|b| b.is_ascii_digit())
+                ),
+                Err(SizeError::Overflow) => proptest::prop_assert!(digits.parse::<u128>().is_ok_and(|n| n > 100)),
+                Err(SizeError::Garbage) => {}
+            }
+        }
+    }
+
     #[test]
     fn human_keeps_three_digits() {
         assert_eq!(human(0), "0 B");

@@ -3,13 +3,16 @@
 //! A dead mount is cleared even if somebody still stands in it: there is nothing left to wait for. A living one is
 //! unmounted only when nobody uses it, and the command ends when the daemon has: then memory and store are free again.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, unmount,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::Error;
@@ -152,12 +155,25 @@ fn busy(mount: &Entry) -> Error {
     Error::Busy(mount.mountpoint.clone(), holders)
 }
 
-/// Cuts the connection to the daemon: every call waiting for it fails. Its owner may, where fusectl is mounted; where it
-/// is not, detaching has to do.
+/// Cuts the connection to the daemon: every call waiting for it fails, also a killed daemon's own that kept it from
+/// ending. Its owner may where fusectl is mounted, root everywhere; for others detaching has to do.
 fn abort(mount: &Entry) {
-    if let Some(connection) = mount.connection() {
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
+    let Some(connection) = mount.connection() else { return };
+    if std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1").is_ok() {
+        return;
     }
+    if let Err(errno) = abort_unmounted(connection) {
+        tracing::debug!("cannot abort FUSE connection {connection}: {errno}");
+    }
+}
+
+/// The same through a fusectl of our own that is mounted nowhere.
+fn abort_unmounted(connection: &str) -> Result<(), Errno> {
+    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let control = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let abort = openat(control, format!("{connection}/abort"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(abort, b"1").map(drop)
 }
 
 /// A handle on the daemon, taken while it is known to live: its number may be another's afterwards.

@@ -105,3 +105,26 @@ fn force_cuts_off_a_stopped_daemon() {
     assert!(forced.status.success(), "{}", stderr(&forced));
     mount.nothing_left();
 }
+
+/// Dropping the kernel's copies, the daemon waits inside the kernel for pages that only it can serve: killed there, its
+/// thread cannot end, and the mount does not die by itself.
+#[test]
+fn force_clears_a_daemon_killed_while_it_drops_the_kernels_pages() {
+    if !is_root("a FUSE connection is aborted through fusectl") {
+        return;
+    }
+    for _ in 0..4 {
+        let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", "debug=evict"]);
+        let dir = mount.dir.clone();
+        let busy = std::thread::spawn(move || {
+            (0..).take_while(|i| fs::write(dir.join(format!("f{}", i % 8)), noise(*i, 1 << 20)).is_ok()).count()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        kill(mount.pid, Signal::KILL);
+        let forced = overspill(["umount".as_ref(), "--force".as_ref(), mount.dir.as_os_str()]);
+        assert!(forced.status.success(), "{}", stderr(&forced));
+        busy.join().unwrap();
+        eventually("killed", || !is_running(mount.pid));
+        mount.nothing_left();
+    }
+}
