@@ -117,7 +117,9 @@ fn force_clears_a_daemon_killed_while_it_drops_the_kernels_pages() {
         let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", "debug=evict"]);
         let dir = mount.dir.clone();
         let busy = std::thread::spawn(move || {
-            (0..).take_while(|i| fs::write(dir.join(format!("f{}", i % 8)), noise(*i, 1 << 20)).is_ok()).count()
+            (0..)
+                .take_while(|i| fs::write(dir.join(format!("f{}", i % 8)), noise(*i, 1 << 20)).is_ok())
+                .count()
         });
         std::thread::sleep(std::time::Duration::from_millis(100));
         kill(mount.pid, Signal::KILL);
