@@ -115,17 +115,17 @@ fn force_clears_a_daemon_killed_while_it_drops_the_kernels_pages() {
     }
     for _ in 0..4 {
         let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", "debug=evict"]);
-        let dir = mount.dir.clone();
-        let busy = std::thread::spawn(move || {
-            (0..)
-                .take_while(|i| fs::write(dir.join(format!("f{}", i % 8)), noise(*i, 1 << 20)).is_ok())
-                .count()
-        });
+        // Another process: one that has files open there could not even start a program, which closes them.
+        let write =
+            "while dd if=/dev/urandom of=f bs=256k count=4 2>/dev/null && cat f >/dev/null; do :; done";
+        let mut shell = Command::new("sh");
+        let busy = shell.args(["-c", write]).current_dir(&mount.dir).stdin(Stdio::null()).spawn();
+        let mut busy = Guard(busy.unwrap());
         std::thread::sleep(std::time::Duration::from_millis(100));
         kill(mount.pid, Signal::KILL);
         let forced = overspill(["umount".as_ref(), "--force".as_ref(), mount.dir.as_os_str()]);
         assert!(forced.status.success(), "{}", stderr(&forced));
-        busy.join().unwrap();
+        busy.0.wait().unwrap();
         eventually("killed", || !is_running(mount.pid));
         mount.nothing_left();
     }
