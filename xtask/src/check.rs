@@ -30,10 +30,10 @@ pub(crate) fn test() -> Result<(), String> {
     install_tools()?;
     check()?;
     run(&mut command("cargo", &["test", "--workspace"]))?;
-    run(&mut command(
-        "cargo",
-        &["test", "-p", "overspill-vm", "--features", "shuttle", "--test", "shuttle"],
-    ))?;
+    for package in ["overspill-vm", "overspill-slab"] {
+        let args = ["test", "-p", package, "--features", "shuttle", "--test", "shuttle"];
+        run(&mut command("cargo", &args))?;
+    }
     println!("\n$ cargo xtask sim");
     sim::simulate(&sim::SimArgs::default())
 }

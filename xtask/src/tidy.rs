@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::run::root;
 
 /// Crates by layer, low to high: each may use those before it only, and not those named as its peers.
-const LAYERS: [(&str, &[&str]); 7] = [
+const LAYERS: [(&str, &[&str]); 8] = [
     ("sys", &[]),
+    ("slab", &[]),
     ("store", &["sys"]),
     ("vm", &["sys", "store"]),
     ("tmpfs", &["vm"]),
@@ -17,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates that may contain `unsafe`.
-const UNSAFE: [&str; 1] = ["sys"];
+const UNSAFE: [&str; 2] = ["sys", "slab"];
 
 const LONGEST_FILE: usize = 800;
 

@@ -1,0 +1,490 @@
+//! An arena of pages that imports spans from its source, as in vmem (R44).
+//!
+//! A span is 64 pages, one word of bits. Runs are cut from the span with the least room that still has enough, so that
+//! others fall empty; [`Arena::trim`] gives unused pages and whole spans back. What describes spans comes from a reserve
+//! of the arena's own that is filled ahead of need: an arena never asks a cache for memory, so nothing recurs.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+use crate::list::{Linked, Links, List};
+use crate::pagemap::PageMap;
+use crate::source::{self, PageSource, System};
+use crate::sync::Leaf;
+use crate::{OutOfMemory, PAGE};
+
+const SPAN_PAGES: usize = 64;
+const SPAN: usize = SPAN_PAGES * PAGE;
+/// Runs of 1, 2, 4 … 64 pages.
+const ORDERS: usize = 7;
+/// Records of spans are made so many at a time, ...
+const RECORDS: usize = PAGE / size_of::<Span>();
+/// ... when so few are left.
+const RESERVE: usize = 8;
+
+struct Span {
+    /// Every span.
+    all: Links<Span>,
+    /// Spans with room, by the largest run they have; or free records.
+    sized: Links<Span>,
+    base: NonNull<u8>,
+    /// Bit set: the page is handed out.
+    used: u64,
+    /// Bit set: the page may hold memory of the system's.
+    touched: u64,
+    /// Which list `sized` is on.
+    order: Option<u8>,
+}
+
+struct All;
+struct Sized;
+
+// SAFETY: always the same field.
+unsafe impl Linked<Span> for All {
+    fn links(at: NonNull<Span>) -> *mut Links<Span> {
+        // SAFETY: a place inside what `at` points to; nothing is read.
+        unsafe { &raw mut (*at.as_ptr()).all }
+    }
+}
+
+// SAFETY: always the same field.
+unsafe impl Linked<Span> for Sized {
+    fn links(at: NonNull<Span>) -> *mut Links<Span> {
+        // SAFETY: a place inside what `at` points to; nothing is read.
+        unsafe { &raw mut (*at.as_ptr()).sized }
+    }
+}
+
+struct Spans {
+    all: List<Span, All>,
+    by_order: [List<Span, Sized>; ORDERS],
+    records: List<Span, Sized>,
+    used_pages: usize,
+    touched_pages: usize,
+    /// Bytes of runs longer than a span, which go straight to the source.
+    direct: usize,
+    /// Bytes of records, ever.
+    described: usize,
+}
+
+/// What an arena holds, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ArenaInfo {
+    /// Address space imported from the source.
+    pub imported: usize,
+    /// Handed out.
+    pub used: usize,
+    /// May be in RAM: handed out, or given back and not yet trimmed.
+    pub resident: usize,
+    /// Of the arena's own records.
+    pub records: usize,
+}
+
+/// Pages from a source, imported a span (256 KiB) at a time. A [`PageSource`] itself.
+pub struct Arena<S: PageSource> {
+    source: S,
+    spans: Leaf<Spans>,
+    map: PageMap<Span, { SPAN.trailing_zeros() }>,
+}
+
+// SAFETY: spans are reached only under the lock; the rest is Sync by itself.
+unsafe impl<S: PageSource> Send for Arena<S> {}
+// SAFETY: as for Send.
+unsafe impl<S: PageSource> Sync for Arena<S> {}
+
+impl<S: PageSource> std::fmt::Debug for Arena<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arena").field("info", &self.info()).finish_non_exhaustive()
+    }
+}
+
+/// The arena caches take from that name no source of their own.
+pub fn global() -> &'static Arena<System> {
+    static GLOBAL: OnceLock<Arena<System>> = OnceLock::new();
+    GLOBAL.get_or_init(|| Arena::new(System))
+}
+
+/// Where aligned runs of an order may start.
+const fn starts(order: usize) -> u64 {
+    let mut bits = 0;
+    let mut at = 0;
+    while at < SPAN_PAGES {
+        bits |= 1 << at;
+        at += 1 << order;
+    }
+    bits
+}
+
+/// The first page of a free run of an order.
+fn fit(free: u64, order: usize) -> Option<u32> {
+    let runs = (0..order).fold(free, |m, step| m & (m >> (1 << step))) & starts(order);
+    (runs != 0).then(|| runs.trailing_zeros())
+}
+
+fn largest(free: u64) -> Option<u8> {
+    (0..7u8).rev().find(|order| fit(free, usize::from(*order)).is_some())
+}
+
+fn mask(first: u32, pages: usize) -> u64 {
+    let run = if pages == SPAN_PAGES { u64::MAX } else { (1 << pages) - 1 };
+    run << first
+}
+
+impl Spans {
+    fn describe(&mut self) {
+        if self.records.len() > RESERVE {
+            return;
+        }
+        let Some(page) = source::reserve(PAGE) else { return };
+        self.described += PAGE;
+        let records = page.cast::<Span>();
+        for i in 0..RECORDS {
+            // SAFETY: inside the page just reserved, which is aligned, never given back, and written before use.
+            unsafe {
+                let record = records.add(i);
+                record.write(Span {
+                    all: Links::new(),
+                    sized: Links::new(),
+                    base: NonNull::dangling(),
+                    used: 0,
+                    touched: 0,
+                    order: None,
+                });
+                self.records.push_back(record);
+            }
+        }
+    }
+
+    /// Puts a span on the list its room belongs to.
+    ///
+    /// # Safety
+    /// `span` is one of these.
+    unsafe fn sort(&mut self, span: NonNull<Span>) {
+        // SAFETY: spans live as long as they are listed, and the caller holds the lock.
+        unsafe {
+            let at = span.as_ptr();
+            let order = largest(!(*at).used);
+            if order == (*at).order {
+                return;
+            }
+            if let Some(old) = (*at).order {
+                self.by_order[usize::from(old)].remove(span);
+            }
+            if let Some(new) = order {
+                self.by_order[usize::from(new)].push_front(span);
+            }
+            (*at).order = order;
+        }
+    }
+
+    /// A run of `pages` from the spans there are.
+    fn cut(&mut self, pages: usize) -> Option<NonNull<u8>> {
+        let order = pages.next_power_of_two().trailing_zeros() as usize;
+        let span = self.by_order[order..].iter().find_map(List::head)?;
+        // SAFETY: listed spans are alive, and we have the lock.
+        unsafe {
+            let at = span.as_ptr();
+            let first = fit(!(*at).used, order)?;
+            let taken = mask(first, pages);
+            (*at).used |= taken;
+            self.used_pages += pages;
+            self.touched_pages += (taken & !(*at).touched).count_ones() as usize;
+            (*at).touched |= taken;
+            self.sort(span);
+            Some((*at).base.add(first as usize * PAGE))
+        }
+    }
+}
+
+impl<S: PageSource> Arena<S> {
+    /// An arena over a source, without memory yet.
+    pub const fn new(source: S) -> Self {
+        Arena {
+            source,
+            spans: Leaf::new(Spans {
+                all: List::new(),
+                by_order: [const { List::new() }; ORDERS],
+                records: List::new(),
+                used_pages: 0,
+                touched_pages: 0,
+                direct: 0,
+                described: 0,
+            }),
+            map: PageMap::new(),
+        }
+    }
+
+    /// What it holds.
+    pub fn info(&self) -> ArenaInfo {
+        let spans = self.spans.lock();
+        ArenaInfo {
+            imported: spans.all.len() * SPAN + spans.direct,
+            used: spans.used_pages * PAGE + spans.direct,
+            resident: spans.touched_pages * PAGE + spans.direct,
+            records: spans.described,
+        }
+    }
+
+    /// Gives what is not used back: pages' memory, and empty spans. Returns the bytes of RAM that went. The source is
+    /// asked without the lock held.
+    pub fn trim(&self) -> usize {
+        let mut went = 0;
+        let mut left = self.spans.lock().all.len();
+        while left > 0 {
+            left -= 1;
+            let mut spans = self.spans.lock();
+            let Some(span) = spans.all.pop_front() else { break };
+            // SAFETY: just taken off the list of living spans, under the lock.
+            let (base, used, idle) = unsafe {
+                let at = span.as_ptr();
+                ((*at).base, (*at).used, (*at).touched & !(*at).used)
+            };
+            if used == 0 {
+                went += idle.count_ones() as usize * PAGE;
+                spans.touched_pages -= idle.count_ones() as usize;
+                // SAFETY: an empty span has room and so is on a list; then on none, and a free record.
+                unsafe { self.forget(&mut spans, span) };
+                drop(spans);
+                // SAFETY: imported with this layout, no page of it is used, and nothing names it any more.
+                unsafe { self.source.release(base, span_layout()) };
+                continue;
+            }
+            // SAFETY: alive and on no list of these links.
+            unsafe { spans.all.push_back(span) };
+            if idle != 0 {
+                // Held while the source is asked, so that nobody else uses the pages.
+                // SAFETY: alive: it has pages in use, and those we hold.
+                unsafe {
+                    (*span.as_ptr()).used |= idle;
+                    spans.sort(span);
+                }
+                drop(spans);
+                let discarded = self.discard(base, idle);
+                let mut spans = self.spans.lock();
+                // SAFETY: alive, because the pages we hold keep it from being empty.
+                unsafe {
+                    (*span.as_ptr()).used &= !idle;
+                    (*span.as_ptr()).touched &= !discarded;
+                    spans.sort(span);
+                }
+                spans.touched_pages -= discarded.count_ones() as usize;
+                went += discarded.count_ones() as usize * PAGE;
+            }
+        }
+        went
+    }
+
+    /// Gives the memory of some pages of a span up; returns which went.
+    fn discard(&self, base: NonNull<u8>, mut pages: u64) -> u64 {
+        let mut gone = 0;
+        while pages != 0 {
+            let first = pages.trailing_zeros();
+            let run = (pages >> first).trailing_ones() as usize;
+            let mask = mask(first, run);
+            pages &= !mask;
+            // SAFETY: pages of an imported span that the caller holds and nobody uses.
+            if unsafe { self.source.discard(base.add(first as usize * PAGE), run * PAGE) } {
+                gone |= mask;
+            }
+        }
+        gone
+    }
+
+    /// # Safety
+    /// `span` is empty and no longer on the list of all.
+    unsafe fn forget(&self, spans: &mut Spans, span: NonNull<Span>) {
+        // SAFETY: by contract alive; entries that were set can be cleared.
+        unsafe {
+            let at = span.as_ptr();
+            if let Some(order) = (*at).order.take() {
+                spans.by_order[usize::from(order)].remove(span);
+            }
+            let cleared = self.map.set((*at).base.addr().get(), SPAN, None);
+            debug_assert!(cleared.is_ok());
+            spans.records.push_back(span);
+        }
+    }
+
+    fn import(&self) -> Result<(), OutOfMemory> {
+        let base = self.source.grow(span_layout()).ok_or(OutOfMemory)?;
+        let mut spans = self.spans.lock();
+        spans.describe();
+        let record = spans.records.pop_front();
+        let named = record.ok_or(OutOfMemory).and_then(|record| {
+            self.map.set(base.addr().get(), SPAN, Some(record)).inspect_err(|_| {
+                // SAFETY: it was just taken off this list.
+                unsafe { spans.records.push_front(record) };
+            })?;
+            Ok(record)
+        });
+        match named {
+            Ok(span) => {
+                // SAFETY: a free record is ours, aligned, and on no list.
+                unsafe {
+                    span.write(Span {
+                        all: Links::new(),
+                        sized: Links::new(),
+                        base,
+                        used: 0,
+                        touched: 0,
+                        order: None,
+                    });
+                    spans.all.push_back(span);
+                    spans.sort(span);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                drop(spans);
+                // SAFETY: just grown, and used by nobody.
+                unsafe { self.source.release(base, span_layout()) };
+                Err(error)
+            }
+        }
+    }
+}
+
+const fn span_layout() -> Layout {
+    match Layout::from_size_align(SPAN, SPAN) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!(),
+    }
+}
+
+// SAFETY: a run's bits are set while it is handed out, so nobody else gets its pages; they come from a source that
+// promises the rest.
+unsafe impl<S: PageSource> PageSource for Arena<S> {
+    fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let pages = layout.size() / PAGE;
+        if pages > SPAN_PAGES || layout.align() > PAGE {
+            let at = self.source.grow(layout)?;
+            self.spans.lock().direct += layout.size();
+            return Some(at);
+        }
+        loop {
+            if let Some(run) = self.spans.lock().cut(pages) {
+                return Some(run);
+            }
+            self.import().ok()?;
+        }
+    }
+
+    unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
+        let pages = layout.size() / PAGE;
+        if pages > SPAN_PAGES || layout.align() > PAGE {
+            self.spans.lock().direct -= layout.size();
+            // SAFETY: the caller's promise, handed on.
+            unsafe { self.source.release(at, layout) };
+            return;
+        }
+        let mut spans = self.spans.lock();
+        let span = self.map.get(at.addr().get()).expect("released where it was grown");
+        // SAFETY: a span with a page in use is alive, and we have the lock.
+        unsafe {
+            let first = (at.addr().get() - (*span.as_ptr()).base.addr().get()) / PAGE;
+            let run = mask(u32::try_from(first).expect("below 64"), pages);
+            debug_assert_eq!((*span.as_ptr()).used & run, run, "released twice");
+            (*span.as_ptr()).used &= !run;
+            spans.sort(span);
+        }
+        spans.used_pages -= pages;
+    }
+
+    unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.source.discard(at, bytes) }
+    }
+}
+
+impl<S: PageSource> Drop for Arena<S> {
+    fn drop(&mut self) {
+        self.trim();
+        debug_assert_eq!(self.info().used, 0, "an arena goes after what lives in it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Faulty, Limited};
+
+    fn pages(n: usize) -> Layout {
+        Layout::from_size_align(n * PAGE, PAGE).unwrap()
+    }
+
+    #[test]
+    fn runs_are_found_where_they_fit() {
+        assert_eq!(fit(u64::MAX, 6), Some(0));
+        assert_eq!(fit(!1, 6), None);
+        assert_eq!(largest(!1), Some(5));
+        assert_eq!(fit(!1, 5), Some(32));
+        assert_eq!(fit(0b1111_0000, 2), Some(4));
+        assert_eq!(fit(0b0011_1100, 2), None, "runs are aligned");
+        assert_eq!(largest(0), None);
+    }
+
+    #[test]
+    fn spans_come_and_go_with_what_they_hold() {
+        let arena = Arena::new(Limited::new(System, 4 * SPAN));
+        let mut runs: Vec<(NonNull<u8>, usize)> = Vec::new();
+        for i in 0..60 {
+            let n = i % 5 + 1;
+            let at = arena.grow(pages(n)).unwrap();
+            // SAFETY: just handed out.
+            unsafe { at.write_bytes(u8::try_from(i).unwrap(), n * PAGE) };
+            assert!(runs.iter().all(|(other, m)| at.addr() >= other.addr().checked_add(m * PAGE).unwrap()
+                || other.addr() >= at.addr().checked_add(n * PAGE).unwrap()));
+            runs.push((at, n));
+        }
+        assert_eq!(arena.info().used, 180 * PAGE);
+        for (i, (at, n)) in runs.into_iter().enumerate() {
+            // SAFETY: handed out, and given back once.
+            unsafe {
+                assert_eq!(at.read(), u8::try_from(i).unwrap());
+                arena.release(at, pages(n));
+            }
+        }
+        assert_eq!(arena.info().used, 0);
+        assert_eq!(arena.info().resident, 180 * PAGE);
+        assert_eq!(arena.trim(), 180 * PAGE);
+        assert_eq!((arena.info().imported, arena.info().resident, arena.source.used()), (0, 0, 0));
+    }
+
+    #[test]
+    fn unused_pages_of_used_spans_are_discarded_and_come_back_zeroed() {
+        let arena = Arena::new(System);
+        let (kept, gone) = (arena.grow(pages(1)).unwrap(), arena.grow(pages(1)).unwrap());
+        // SAFETY: just handed out, each given back once.
+        unsafe {
+            kept.write(7);
+            gone.write(8);
+            arena.release(gone, pages(1));
+        }
+        assert_eq!(arena.trim(), PAGE);
+        assert_eq!(arena.info().resident, PAGE);
+        let again = arena.grow(pages(1)).unwrap();
+        assert_eq!(again, gone);
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!((kept.read(), again.read()), (7, 0));
+            arena.release(kept, pages(1));
+            arena.release(again, pages(1));
+        }
+    }
+
+    #[test]
+    fn a_source_that_refuses_is_out_of_memory_and_no_harm() {
+        let arena = Arena::new(Faulty::new(Limited::new(System, SPAN)));
+        arena.source.refuse(0, 1);
+        assert!(arena.grow(pages(1)).is_none());
+        let all = arena.grow(pages(SPAN_PAGES)).unwrap();
+        assert!(arena.grow(pages(1)).is_none(), "over the limit");
+        assert!(arena.grow(pages(SPAN_PAGES + 1)).is_none(), "over the limit, direct");
+        // SAFETY: handed out, given back once.
+        unsafe { arena.release(all, pages(SPAN_PAGES)) };
+        let one = arena.grow(pages(1)).unwrap();
+        // SAFETY: as above.
+        unsafe { arena.release(one, pages(1)) };
+    }
+}

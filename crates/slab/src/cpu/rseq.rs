@@ -1,0 +1,187 @@
+//! Slots of CPUs, by restartable sequences: the kernel restarts a sequence in which the thread was preempted, moved or
+//! signalled, so a slot is used by one thread at a time without an atomic operation. glibc (2.35 on) registers them.
+//!
+//! Each sequence ends with the one store that makes it count; whatever it stored before that is not looked at.
+
+use std::arch::asm;
+use std::ffi::c_void;
+
+use super::magazine::{Magazine, Slot};
+
+/// Where this process' threads keep their `struct rseq`, from the thread pointer; `None` where they have none.
+pub(super) fn offset() -> Option<isize> {
+    // SAFETY: the names are C strings; the symbols, where they exist, are a ptrdiff_t and an unsigned int that never
+    // change after start-up.
+    unsafe {
+        let offset: *const isize = symbol(c"__rseq_offset")?.cast();
+        let size: *const u32 = symbol(c"__rseq_size")?.cast();
+        if *size == 0 {
+            return None;
+        }
+        let cpu: i32;
+        asm!("mov {:e}, dword ptr fs:[{} + 4]", out(reg) cpu, in(reg) *offset, options(nostack, readonly));
+        (cpu >= 0).then_some(*offset)
+    }
+}
+
+fn symbol(name: &std::ffi::CStr) -> Option<*mut c_void> {
+    // SAFETY: a C string, looked up among what is loaded.
+    let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!at.is_null()).then_some(at)
+}
+
+/// The CPU this thread ran on a moment ago.
+pub(super) fn cpu(offset: isize) -> usize {
+    let cpu: u32;
+    // SAFETY: reads a field of this thread's registered `struct rseq`.
+    unsafe {
+        asm!("mov {:e}, dword ptr fs:[{} + 4]", out(reg) cpu, in(reg) offset, options(nostack, readonly));
+    }
+    cpu as usize
+}
+
+/// Announces the sequence from 3 to 4, to be restarted at 2: the descriptor, and the landing with glibc's signature.
+macro_rules! sequence {
+    ($($line:literal),+ $(,)?) => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\", @progbits\n",
+            ".balign 32\n",
+            "9: .long 0, 0\n",
+            ".quad 3f, 4f - 3f, 7f\n",
+            ".popsection\n",
+            ".pushsection __rseq_failure, \"ax\", @progbits\n",
+            ".byte 0x0f, 0xb9, 0x3d\n",
+            ".long 0x53053053\n",
+            "7: jmp 2f\n",
+            ".popsection\n",
+            "2:\n",
+            "lea {t}, [rip + 9b]\n",
+            "mov qword ptr fs:[{rseq} + 8], {t}\n",
+            "3:\n",
+            $($line, "\n",)+
+        )
+    };
+}
+
+/// Takes an object from this CPU's loaded magazine; null when it is empty.
+///
+/// # Safety
+/// `slots` are `count` slots of CPUs; `rseq` is [`offset`].
+#[inline(always)]
+pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8 {
+    let object: *mut u8;
+    // SAFETY: magazines are alive while loaded: a loaded one is replaced only on this CPU, or by a reaper that then
+    // restarts this sequence (membarrier) before it looks inside. Offsets are those of Slot and Magazine.
+    unsafe {
+        asm!(
+            sequence!(
+                "xor {object:e}, {object:e}",
+                "mov {t:e}, dword ptr fs:[{rseq} + 4]",
+                "cmp {t}, {count}",
+                "jae 5f",
+                "shl {t}, 6",
+                "mov {mag}, qword ptr [{slots} + {t}]",
+                "mov {n:e}, dword ptr [{mag}]",
+                "test {n:e}, {n:e}",
+                "jz 5f",
+                "inc qword ptr [{slots} + {t} + 16]",
+                "mov {object}, qword ptr [{mag} + 8*{n} + 8]",
+                "dec {n:e}",
+                "mov dword ptr [{mag}], {n:e}",
+                "4:",
+                "5:",
+            ),
+            object = out(reg) object,
+            t = out(reg) _,
+            mag = out(reg) _,
+            n = out(reg) _,
+            rseq = in(reg) rseq,
+            slots = in(reg) slots,
+            count = in(reg) count,
+            options(nostack),
+        );
+    }
+    object
+}
+
+/// Puts an object into this CPU's loaded magazine; false when it is full.
+///
+/// # Safety
+/// As for [`pop`]; the object is the caller's to give.
+#[inline(always)]
+pub(super) unsafe fn push(rseq: isize, slots: *mut Slot, count: usize, object: *mut u8) -> bool {
+    let done: u32;
+    // SAFETY: as in `pop`; below the capacity there is room for one more.
+    unsafe {
+        asm!(
+            sequence!(
+                "xor {done:e}, {done:e}",
+                "mov {t:e}, dword ptr fs:[{rseq} + 4]",
+                "cmp {t}, {count}",
+                "jae 5f",
+                "shl {t}, 6",
+                "mov {mag}, qword ptr [{slots} + {t}]",
+                "mov {n:e}, dword ptr [{mag}]",
+                "cmp {n:e}, dword ptr [{mag} + 4]",
+                "jae 5f",
+                "mov qword ptr [{mag} + 8*{n} + 16], {object}",
+                "mov {done:e}, 1",
+                "inc {n:e}",
+                "mov dword ptr [{mag}], {n:e}",
+                "4:",
+                "5:",
+            ),
+            done = out(reg) done,
+            t = out(reg) _,
+            mag = out(reg) _,
+            n = out(reg) _,
+            rseq = in(reg) rseq,
+            slots = in(reg) slots,
+            count = in(reg) count,
+            object = in(reg) object,
+            options(nostack),
+        );
+    }
+    done != 0
+}
+
+/// Loads `new` on CPU `cpu` in place of `old`; false when we run elsewhere, or something else is loaded.
+///
+/// # Safety
+/// As for [`pop`]; the caller holds the depot's lock, and `new`.
+pub(super) unsafe fn load(
+    rseq: isize,
+    slots: *mut Slot,
+    cpu: usize,
+    old: *mut Magazine,
+    new: *mut Magazine,
+) -> bool {
+    let done: u32;
+    // SAFETY: as in `pop`.
+    unsafe {
+        asm!(
+            sequence!(
+                "xor {done:e}, {done:e}",
+                "mov {t:e}, dword ptr fs:[{rseq} + 4]",
+                "cmp {t}, {cpu}",
+                "jne 5f",
+                "shl {t}, 6",
+                "cmp qword ptr [{slots} + {t}], {old}",
+                "jne 5f",
+                "mov {done:e}, 1",
+                "mov qword ptr [{slots} + {t}], {new}",
+                "4:",
+                "5:",
+            ),
+            done = out(reg) done,
+            t = out(reg) _,
+            rseq = in(reg) rseq,
+            slots = in(reg) slots,
+            cpu = in(reg) cpu,
+            old = in(reg) old,
+            new = in(reg) new,
+            options(nostack),
+        );
+    }
+    done != 0
+}

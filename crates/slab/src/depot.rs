@@ -1,0 +1,281 @@
+//! The depot: magazines between CPUs, and the slow paths that exchange them.
+//!
+//! Objects move a magazine at a time: from the slabs into one, through the depot, back. Arrays are allocated on the free
+//! path only; an allocation that finds none goes straight to the slabs, so that it cannot recurse (R43).
+
+use std::ptr::{NonNull, null_mut};
+use std::time::Instant;
+
+use crate::OutOfMemory;
+use crate::cpu::{Magazine, nothing};
+use crate::raw::Raw;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
+
+/// Magazines with objects that a depot keeps at most; more go back to their slabs.
+const FILLED: usize = 16;
+/// Empty ones likewise.
+const EMPTY: usize = 16;
+
+/// Magazines linked through `next`.
+pub(crate) struct Stack {
+    top: *mut Magazine,
+    len: usize,
+}
+
+impl Stack {
+    pub(crate) const fn new() -> Self {
+        Stack { top: null_mut(), len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// # Safety
+    /// The caller holds the magazine, and gives it away.
+    pub(crate) unsafe fn push(&mut self, magazine: *mut Magazine) {
+        // SAFETY: by contract.
+        unsafe { (*magazine).next = self.top };
+        self.top = magazine;
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<*mut Magazine> {
+        let top = NonNull::new(self.top)?.as_ptr();
+        // SAFETY: what is on a stack is alive and the stack's.
+        self.top = unsafe { (*top).next };
+        self.len -= 1;
+        Some(top)
+    }
+
+    /// A magazine without objects, from wherever it is.
+    pub(crate) fn pop_empty(&mut self) -> Option<*mut Magazine> {
+        let mut at = &raw mut self.top;
+        // SAFETY: what is on a stack is alive and the stack's; `at` points to `top` or to a `next`.
+        unsafe {
+            while let Some(here) = NonNull::new(*at) {
+                if Magazine::count(here.as_ptr()) == 0 {
+                    *at = (*here.as_ptr()).next;
+                    self.len -= 1;
+                    return Some(here.as_ptr());
+                }
+                at = &raw mut (*here.as_ptr()).next;
+            }
+        }
+        None
+    }
+
+    /// Every magazine, which stay where they are.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = *mut Magazine> {
+        let mut at = self.top;
+        std::iter::from_fn(move || {
+            let here = NonNull::new(at)?.as_ptr();
+            // SAFETY: as in `pop`.
+            at = unsafe { (*here).next };
+            Some(here)
+        })
+    }
+}
+
+pub(crate) struct Depot {
+    pub(crate) filled: Stack,
+    pub(crate) empty: Stack,
+    /// Times a magazine was filled from slabs, drained into them, and taken from or put into the depot.
+    pub(crate) fills: u64,
+    pub(crate) drains: u64,
+    pub(crate) exchanges: u64,
+    pub(crate) last_reap: Option<Instant>,
+}
+
+// SAFETY: magazines on the stacks are the depot's alone.
+unsafe impl Send for Depot {}
+
+impl Depot {
+    pub(crate) const fn new() -> Self {
+        Depot {
+            filled: Stack::new(),
+            empty: Stack::new(),
+            fills: 0,
+            drains: 0,
+            exchanges: 0,
+            last_reap: None,
+        }
+    }
+}
+
+impl Raw {
+    /// An allocation that the loaded magazine could not serve.
+    #[cold]
+    pub(crate) fn alloc_slow(&self) -> Result<NonNull<u8>, OutOfMemory> {
+        if !self.cpu.is_on() {
+            return self.alloc_from_slabs();
+        }
+        loop {
+            if let Some(object) = self.cpu.pop() {
+                return Ok(object);
+            }
+            let mut depot = self.depot.lock();
+            let Some(here) = self.cpu.here() else {
+                drop(depot);
+                return self.alloc_from_slabs();
+            };
+            let slot = &self.cpu.slots()[here];
+            let loaded = slot.loaded.load(Ordering::Relaxed);
+            let previous = slot.previous.load(Ordering::Relaxed);
+            // SAFETY: what is previous is the lock holder's.
+            if !previous.is_null() && unsafe { Magazine::count(previous) } > 0 {
+                // SAFETY: `here` and the lock are ours, and so is `previous`.
+                if unsafe { self.cpu.load(here, loaded, previous) } {
+                    slot.previous
+                        .store(if loaded == nothing() { null_mut() } else { loaded }, Ordering::Relaxed);
+                }
+                continue;
+            }
+            if let Some(filled) = depot.filled.pop() {
+                // SAFETY: as above; what was popped is ours, and goes back if it is not loaded.
+                unsafe {
+                    if self.cpu.load(here, loaded, filled) {
+                        depot.exchanges += 1;
+                        self.retire(&mut depot, slot, loaded);
+                    } else {
+                        depot.filled.push(filled);
+                    }
+                }
+                continue;
+            }
+            let array = if previous.is_null() { depot.empty.pop() } else { Some(previous) };
+            slot.previous.store(null_mut(), Ordering::Relaxed);
+            drop(depot);
+            return match array {
+                Some(array) => self.fill(array),
+                None => self.alloc_from_slabs(),
+            };
+        }
+    }
+
+    /// Makes the magazine that was loaded the previous one, and puts that where it belongs.
+    ///
+    /// # Safety
+    /// The caller has taken `loaded` out of the slot, under the depot's lock.
+    unsafe fn retire(&self, depot: &mut Depot, slot: &crate::cpu::Slot, loaded: *mut Magazine) {
+        let loaded = if loaded == nothing() { null_mut() } else { loaded };
+        let previous = slot.previous.swap(loaded, Ordering::Relaxed);
+        if !previous.is_null() {
+            // SAFETY: it was the slot's, and the lock is held.
+            unsafe {
+                if Magazine::count(previous) > 0 {
+                    depot.filled.push(previous);
+                } else {
+                    depot.empty.push(previous);
+                }
+            }
+        }
+    }
+
+    /// Fills half a magazine from the slabs, gives one object of it out and the rest to the depot, from where the next
+    /// allocation takes it.
+    fn fill(&self, array: *mut Magazine) -> Result<NonNull<u8>, OutOfMemory> {
+        // SAFETY: the magazine is ours, and empty; slots of it are initialised up to what is then its count.
+        unsafe {
+            let half = (*array).capacity as usize / 2;
+            let room = std::slice::from_raw_parts_mut(Magazine::object(array, 0), half.max(1));
+            room.fill(null_mut());
+            let got = self.take_from_slabs(room);
+            Magazine::set_count(array, got.saturating_sub(1));
+            let object = got.checked_sub(1).and_then(|last| NonNull::new(room[last]));
+            let mut depot = self.depot.lock();
+            depot.fills += 1;
+            if got > 1 {
+                depot.filled.push(array);
+            } else {
+                depot.empty.push(array);
+            }
+            object.ok_or(OutOfMemory)
+        }
+    }
+
+    /// A free that the loaded magazine had no room for.
+    ///
+    /// # Safety
+    /// As for [`Raw::free`].
+    #[cold]
+    pub(crate) unsafe fn free_slow(&self, object: NonNull<u8>) {
+        if !self.cpu.is_on() {
+            return self.put_into_slabs(&[object.as_ptr()]);
+        }
+        let mut fresh: Option<*mut Magazine> = None;
+        loop {
+            // SAFETY: the caller gives the object away.
+            if unsafe { self.cpu.push(object) } {
+                break;
+            }
+            let mut depot = self.depot.lock();
+            let Some(here) = self.cpu.here() else {
+                drop(depot);
+                self.put_into_slabs(&[object.as_ptr()]);
+                break;
+            };
+            let slot = &self.cpu.slots()[here];
+            let loaded = slot.loaded.load(Ordering::Relaxed);
+            let previous = slot.previous.load(Ordering::Relaxed);
+            // SAFETY: what is previous is the lock holder's; what is loaded in its place then is.
+            unsafe {
+                if !previous.is_null() && Magazine::count(previous) < (*previous).capacity as usize {
+                    if self.cpu.load(here, loaded, previous) {
+                        slot.previous
+                            .store(if loaded == nothing() { null_mut() } else { loaded }, Ordering::Relaxed);
+                    }
+                    continue;
+                }
+            }
+            let Some(empty) = fresh.take().or_else(|| depot.empty.pop()) else {
+                drop(depot);
+                // Without the lock: others may have brought one meanwhile, so we look again (R43).
+                match self.new_magazine() {
+                    Some(array) => fresh = Some(array),
+                    None => {
+                        self.put_into_slabs(&[object.as_ptr()]);
+                        break;
+                    }
+                }
+                continue;
+            };
+            // SAFETY: `empty` is ours; the lock is held.
+            unsafe {
+                if self.cpu.load(here, loaded, empty) {
+                    depot.exchanges += 1;
+                    self.retire(&mut depot, slot, loaded);
+                    self.drain_excess(depot);
+                } else {
+                    fresh = Some(empty);
+                }
+            }
+        }
+        if let Some(unused) = fresh {
+            let mut depot = self.depot.lock();
+            // SAFETY: ours, and given away.
+            unsafe { depot.empty.push(unused) };
+            self.drain_excess(depot);
+        }
+    }
+
+    /// Gives back what a depot has too much of.
+    fn drain_excess(&self, mut depot: MutexGuard<'_, Depot>) {
+        let full = (depot.filled.len() > FILLED).then(|| depot.filled.pop()).flatten();
+        let spare = (depot.empty.len() > EMPTY).then(|| depot.empty.pop()).flatten();
+        depot.drains += u64::from(full.is_some());
+        drop(depot);
+        if let Some(magazine) = full {
+            // SAFETY: popped, and so ours.
+            unsafe {
+                self.put_into_slabs(Magazine::objects(magazine));
+                Magazine::set_count(magazine, 0);
+                self.depot.lock().empty.push(magazine);
+            }
+        }
+        if let Some(array) = spare {
+            self.drop_magazine(array);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! How a slab of a cache is cut: pages, buffers, header, colours.
+
+use crate::slab::Slab;
+use crate::trace::Tag;
+use crate::{OutOfMemory, PAGE};
+
+/// Waste that is accepted for a smaller slab: smaller slabs fall empty, and so go back, more often.
+const TOLERATED: usize = 8;
+/// Slabs of more than one object have at most so many pages.
+const MAX_PAGES: usize = 16;
+/// Buffers of a slab whose header is a record of its own, at most.
+pub(crate) const OFF_SLAB_OBJECTS: usize = 128;
+/// Buffers of a slab at most.
+const MAX_OBJECTS: usize = 512;
+/// Least alignment.
+const MIN_ALIGN: usize = 8;
+
+/// All sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// What the user asked for.
+    pub(crate) size: usize,
+    pub(crate) align: usize,
+    /// From one buffer to the next.
+    pub(crate) buffer: usize,
+    /// From a buffer's start to its object: a red zone under verify.
+    pub(crate) front: usize,
+    pub(crate) slab: usize,
+    pub(crate) objects: usize,
+    /// Where the header is, or off slab.
+    pub(crate) header: Option<usize>,
+    /// How many steps of `align` the first buffer can be moved by.
+    pub(crate) colours: usize,
+    /// `2^40 / buffer`, rounded up: division by a multiplication, exact for offsets within a slab.
+    reciprocal: u64,
+}
+
+const SHIFT: u32 = 40;
+
+impl Geometry {
+    /// The geometry for objects of this size and alignment.
+    ///
+    /// # Errors
+    /// For sizes and alignments that no memory can hold: an alignment that is no power of two or above a page.
+    pub(crate) fn new(size: usize, align: usize, verify: bool) -> Result<Self, OutOfMemory> {
+        if !align.is_power_of_two() || align > PAGE || size > isize::MAX as usize / 4 {
+            return Err(OutOfMemory);
+        }
+        let align = align.max(MIN_ALIGN);
+        let (front, back) = if verify { (align.max(16), Tag::room(size)) } else { (0, 0) };
+        let buffer = (front + size.max(1) + back).next_multiple_of(align);
+        let mut best: Option<(Self, usize)> = None;
+        for pages in 1..=MAX_PAGES {
+            let Some((candidate, lost)) = Self::cut(size, align, front, buffer, pages * PAGE) else {
+                continue;
+            };
+            if lost * TOLERATED <= pages * PAGE {
+                return Ok(candidate);
+            }
+            if best.as_ref().is_none_or(|(b, least)| lost * b.slab < least * candidate.slab) {
+                best = Some((candidate, lost));
+            }
+        }
+        if let Some((best, lost)) = best
+            && lost < best.slab / 4
+        {
+            return Ok(best);
+        }
+        let alone = buffer.next_multiple_of(PAGE);
+        Self::cut(size, align, front, buffer, alone).map(|(g, _)| g).ok_or(OutOfMemory)
+    }
+
+    /// A slab of so many bytes, and how many of them (header's included) hold no buffer.
+    fn cut(size: usize, align: usize, front: usize, buffer: usize, slab: usize) -> Option<(Self, usize)> {
+        let off = (slab / buffer).min(OFF_SLAB_OBJECTS);
+        let mut on = ((slab - size_of::<Slab>()) / buffer).min(MAX_OBJECTS);
+        while on > 0 && on * buffer + Slab::bytes(on) > slab {
+            on -= 1;
+        }
+        let lost = |objects: usize, header: usize| slab + header - objects * buffer;
+        // On slab where that loses no more: one allocation less, and nothing else to be touched.
+        let (objects, header, lost) = if on > 0 && lost(on, 0) <= lost(off, Slab::bytes(OFF_SLAB_OBJECTS)) {
+            (on, Some(slab - Slab::bytes(on)), lost(on, 0))
+        } else {
+            (off, None, lost(off, Slab::bytes(OFF_SLAB_OBJECTS)))
+        };
+        if objects == 0 {
+            return None;
+        }
+        let room = header.unwrap_or(slab) - objects * buffer;
+        let geometry = Geometry {
+            size,
+            align,
+            buffer,
+            front,
+            slab,
+            objects,
+            header,
+            colours: room / align + 1,
+            reciprocal: (1u64 << SHIFT).div_ceil(buffer as u64),
+        };
+        Some((geometry, lost))
+    }
+
+    /// Which buffer an offset from the first one lies in.
+    #[inline]
+    pub(crate) fn index(&self, offset: usize) -> usize {
+        if self.objects == 1 {
+            // Offsets beyond what the reciprocal is exact for.
+            return offset / self.buffer;
+        }
+        (((offset as u64) * self.reciprocal) >> SHIFT) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_and_headers_fit_and_do_not_meet() {
+        for verify in [false, true] {
+            for align in [1, 8, 16, 64, 512, 4096] {
+                for size in
+                    (0..600).chain([1000, 1024, 2048, 3000, 4096, 5000, 9000, 40_000, 300_000, 5 << 20])
+                {
+                    let g = Geometry::new(size, align, verify).unwrap();
+                    assert!(g.objects >= 1 && g.objects <= MAX_OBJECTS, "{g:?}");
+                    assert!(
+                        g.buffer >= g.front + size
+                            && g.buffer.is_multiple_of(g.align)
+                            && g.front.is_multiple_of(g.align)
+                    );
+                    let end = g.objects * g.buffer + (g.colours - 1) * g.align;
+                    assert!(end <= g.header.unwrap_or(g.slab), "{g:?}");
+                    assert!(
+                        g.header
+                            .is_none_or(|at| at + Slab::bytes(g.objects) <= g.slab && at.is_multiple_of(8))
+                    );
+                    assert!(
+                        g.slab.is_multiple_of(PAGE) && (g.objects == 1 || g.slab <= MAX_PAGES * PAGE),
+                        "{g:?}"
+                    );
+                    for object in 0..g.objects {
+                        for at in [object * g.buffer, object * g.buffer + g.buffer - 1] {
+                            assert_eq!(g.index(at), object, "{g:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn waste_is_small() {
+        for size in (8..4096).step_by(8) {
+            let g = Geometry::new(size, 8, false).unwrap();
+            let header = if g.header.is_none() { Slab::bytes(OFF_SLAB_OBJECTS) } else { 0 };
+            assert!((g.slab + header - g.objects * size) * 4 <= g.slab, "{g:?}");
+        }
+        assert_eq!(Geometry::new(1024, 8, false).unwrap().slab, PAGE);
+        assert_eq!(Geometry::new(4096, 8, false).unwrap().objects, 1);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(Geometry::new(8, 3, false).is_err());
+        assert!(Geometry::new(8, 0, false).is_err());
+        assert!(Geometry::new(8, 8192, false).is_err());
+        assert!(Geometry::new(usize::MAX, 8, true).is_err());
+    }
+}

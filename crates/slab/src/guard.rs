@@ -1,0 +1,212 @@
+//! Guarded objects: a sample of allocations, each at the end of a page of its own with an unreadable page behind it, and
+//! unreadable itself once freed. Cheap enough for production, and it finds what verify would, sometimes.
+
+use std::fmt::Write as _;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::mm::{MprotectFlags, mprotect};
+
+use crate::raw::Raw;
+use crate::report::Fault;
+use crate::trace::Trace;
+use crate::{PAGE, source};
+
+/// Guarded objects at once; also how many frees pass before a page is used again.
+const OBJECTS: usize = 256;
+/// A page for the object, one to guard it.
+const STRIDE: usize = 2 * PAGE;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Never,
+    Allocated,
+    Freed,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    state: State,
+    cache: &'static str,
+    size: usize,
+    object: usize,
+    allocated: Trace,
+    freed: Trace,
+}
+
+struct Entries {
+    entries: [Entry; OBJECTS],
+    /// Places that may be used, the longest unused first: a ring.
+    free: [u16; OBJECTS],
+    head: usize,
+    len: usize,
+}
+
+/// The first page, once there is any.
+static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+static ENTRIES: Mutex<Entries> = Mutex::new(Entries {
+    entries: [Entry {
+        state: State::Never,
+        cache: "",
+        size: 0,
+        object: 0,
+        allocated: Trace::NONE,
+        freed: Trace::NONE,
+    }; OBJECTS],
+    free: [0; OBJECTS],
+    head: 0,
+    len: 0,
+});
+
+fn number(address: usize) -> Option<usize> {
+    let base = BASE.load(Ordering::Acquire);
+    let offset = address.checked_sub(base.addr()).filter(|_| !base.is_null())?;
+    (offset < OBJECTS * STRIDE).then_some(offset / STRIDE)
+}
+
+/// Makes a page accessible, or not.
+///
+/// # Safety
+/// `page` is a page of the region whose object nobody else has.
+unsafe fn protect(page: NonNull<u8>, open: bool) -> bool {
+    let flags = if open { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::empty() };
+    // SAFETY: by contract.
+    unsafe { mprotect(page.as_ptr().cast(), PAGE, flags) }.is_ok()
+}
+
+fn region(entries: &mut Entries) -> Option<NonNull<u8>> {
+    if let Some(base) = NonNull::new(BASE.load(Ordering::Acquire)) {
+        return Some(base);
+    }
+    let base = source::reserve(OBJECTS * STRIDE)?;
+    // SAFETY: just reserved.
+    unsafe { mprotect(base.as_ptr().cast(), OBJECTS * STRIDE, MprotectFlags::empty()) }.ok()?;
+    for (i, place) in entries.free.iter_mut().enumerate() {
+        *place = u16::try_from(i).expect("256");
+    }
+    entries.len = OBJECTS;
+    BASE.store(base.as_ptr(), Ordering::Release);
+    Some(base)
+}
+
+impl Raw {
+    /// A guarded object, if it is the turn of one and there is a place.
+    pub(crate) fn alloc_guarded(&self) -> Option<NonNull<u8>> {
+        let turn = self.guards.fetch_add(1, Ordering::Relaxed);
+        let (size, align) = (self.geometry.size.max(1), self.geometry.align);
+        if !turn.is_multiple_of(u64::from(self.config.guard)) || size > PAGE {
+            return None;
+        }
+        let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let base = region(&mut entries)?;
+        let place = usize::from(entries.free[entries.head]);
+        // SAFETY: a free place's page is nobody's, and inside the region.
+        let object = unsafe {
+            let page = base.add(place * STRIDE);
+            if entries.len == 0 || !protect(page, true) {
+                return None;
+            }
+            page.add((PAGE - size) & !(align - 1))
+        };
+        entries.head = (entries.head + 1) % OBJECTS;
+        entries.len -= 1;
+        entries.entries[place] = Entry {
+            state: State::Allocated,
+            cache: self.config.name,
+            size: self.geometry.size,
+            object: object.addr().get(),
+            allocated: Trace::capture(),
+            freed: Trace::NONE,
+        };
+        drop(entries);
+        self.guarded.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the object's bytes are ours until it is handed out.
+        unsafe { self.construct(object) };
+        Some(object)
+    }
+
+    /// Frees a guarded object; false when it is none.
+    pub(crate) fn free_guarded(&self, object: NonNull<u8>) -> bool {
+        let Some(place) = number(object.addr().get()) else { return false };
+        let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = &mut entries.entries[place];
+        let fault = match entry.state {
+            State::Allocated if entry.object != object.addr().get() => Some(Fault::NotAnObject),
+            State::Allocated if entry.cache != self.config.name => Some(Fault::OtherCache),
+            State::Allocated => None,
+            State::Freed => Some(Fault::DoubleFree),
+            State::Never => Some(Fault::NotAnObject),
+        };
+        if let Some(fault) = fault {
+            let mut report = self.describe(fault, object);
+            (report.allocated, report.freed) = (Some(entry.allocated), Some(entry.freed));
+            crate::report::fatal(&report);
+        }
+        entry.state = State::Freed;
+        entry.freed = Trace::capture();
+        // SAFETY: the page's object was the caller's, who gave it up.
+        unsafe { protect(object.sub(object.addr().get() % PAGE), false) };
+        let at = (entries.head + entries.len) % OBJECTS;
+        entries.free[at] = u16::try_from(place).expect("256");
+        entries.len += 1;
+        self.guarded.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+}
+
+/// A line of text on the stack.
+struct Line {
+    bytes: [u8; 1024],
+    len: usize,
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let n = text.len().min(self.bytes.len() - self.len);
+        self.bytes[self.len..self.len + n].copy_from_slice(&text.as_bytes()[..n]);
+        self.len += n;
+        Ok(())
+    }
+}
+
+/// Says on stderr what a SIGSEGV on a guarded page means. Allocates nothing and waits for nothing: it may be anywhere.
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo_t with an address for this signal.
+    let address = unsafe { (*info).si_addr() }.addr();
+    if let Some(place) = number(address)
+        && let Ok(entries) = ENTRIES.try_lock()
+    {
+        let entry = &entries.entries[place];
+        let after = if entry.state == State::Freed { "use after free" } else { "overrun" };
+        let mut line = Line { bytes: [0; 1024], len: 0 };
+        let _ = writeln!(
+            line,
+            "slab: {}, {after}, in cache '{}', {} bytes at {:#x}, touched at {address:#x}",
+            Fault::Guard,
+            entry.cache,
+            entry.size,
+            entry.object
+        );
+        let _ = line.write_str("  allocated by ").and_then(|()| entry.allocated.write_raw(&mut line));
+        if entry.state == State::Freed {
+            let _ = line.write_str("  freed by ").and_then(|()| entry.freed.write_raw(&mut line));
+        }
+        // SAFETY: writes initialised bytes of our stack to stderr; write(2) may be called in a signal handler.
+        let _ = unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
+    }
+    // SAFETY: signal(2) may be called here; the access is then repeated, and ends the process as it always would.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Has faults on guarded pages explained on stderr before they end the process, for the life of the process.
+pub fn install_fault_reports() {
+    // SAFETY: an all-zero sigaction is a valid one; the handler keeps to what a handler may do.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_fault as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut());
+    }
+}

@@ -1,0 +1,436 @@
+//! A cache as it lies in memory: configuration, CPU layer, depot, slabs; and the paths between slabs and source.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::cpu::{CpuLayer, Magazine, Slot};
+use crate::depot::Depot;
+use crate::geometry::{Geometry, OFF_SLAB_OBJECTS};
+use crate::list::Links;
+use crate::report::{self, Fault};
+use crate::slab::{PAGES, Slab, Slabs};
+use crate::source::PageSource;
+use crate::sync::Mutex;
+use crate::{OutOfMemory, PAGE, registry};
+
+/// A reap that was not forced does nothing when the last was so recently (R46).
+pub const REAP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Sizes of objects from which on magazines are smaller, and how large they are.
+const MAGAZINES: [(usize, usize); 3] = [(256, 126), (4096, 62), (32768, 6)];
+
+/// Makes an object: cannot fail, allocate or block.
+#[derive(Clone, Copy)]
+pub(crate) struct Constructor {
+    /// Called with `with` and where the object is to be.
+    pub(crate) call: unsafe fn(*const (), NonNull<u8>),
+    pub(crate) with: *const (),
+}
+
+// SAFETY: `with` is a function, not data.
+unsafe impl Send for Constructor {}
+// SAFETY: as for Send.
+unsafe impl Sync for Constructor {}
+
+/// What a cache is made from.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) name: &'static str,
+    pub(crate) size: usize,
+    pub(crate) align: usize,
+    pub(crate) constructor: Option<Constructor>,
+    pub(crate) source: Option<Arc<dyn PageSource>>,
+    pub(crate) verify: bool,
+    pub(crate) magazines: bool,
+    pub(crate) colour: bool,
+    /// One allocation of so many slow ones is guarded; 0 is none.
+    pub(crate) guard: u32,
+    /// Of this crate's own: it describes other caches.
+    pub(crate) internal: bool,
+}
+
+pub(crate) struct Raw {
+    pub(crate) cpu: CpuLayer,
+    pub(crate) config: Config,
+    pub(crate) geometry: Geometry,
+    /// Objects of a magazine; 0 without.
+    rounds: usize,
+    pub(crate) depot: Mutex<Depot>,
+    pub(crate) slabs: Mutex<Slabs>,
+    pub(crate) registered: Links<Raw>,
+    pub(crate) failures: AtomicU64,
+    pub(crate) reaps: AtomicU64,
+    pub(crate) guards: AtomicU64,
+    /// Guarded objects in use.
+    pub(crate) guarded: AtomicUsize,
+    /// Least time between reaps, in milliseconds.
+    pub(crate) interval: AtomicU64,
+    /// Bytes of the allocation this lies in.
+    whole: Layout,
+}
+
+// SAFETY: what is reached through pointers is guarded by the locks, or by the CPU layer's rules.
+unsafe impl Send for Raw {}
+// SAFETY: as for Send.
+unsafe impl Sync for Raw {}
+
+impl Raw {
+    /// Makes a cache and lists it.
+    ///
+    /// # Errors
+    /// When there is no memory, or no memory could hold such objects.
+    pub(crate) fn create(config: Config) -> Result<NonNull<Raw>, OutOfMemory> {
+        let geometry = Geometry::new(config.size, config.align, config.verify)?;
+        let wanted = if config.magazines && !config.verify { CpuLayer::slots_needed() } else { 0 };
+        let rounds =
+            MAGAZINES.iter().find(|(size, _)| geometry.buffer <= *size).map_or(0, |(_, rounds)| *rounds);
+        let slots = if rounds == 0 { 0 } else { wanted };
+        let bytes = (size_of::<Raw>().next_multiple_of(align_of::<Slot>()) + slots * size_of::<Slot>())
+            .next_multiple_of(PAGE);
+        let whole = Layout::from_size_align(bytes, PAGE).map_err(|_| OutOfMemory)?;
+        let at = crate::global().grow(whole).ok_or(OutOfMemory)?;
+        // SAFETY: slots lie behind the cache, in the memory just grown.
+        unsafe {
+            let behind = at.add(size_of::<Raw>().next_multiple_of(align_of::<Slot>())).cast::<Slot>();
+            let cpu = if slots == 0 { CpuLayer::off() } else { CpuLayer::new(behind.as_ptr()) };
+            let keeps_full = config.verify;
+            at.cast::<Raw>().write(Raw {
+                cpu,
+                config,
+                geometry,
+                rounds: if slots == 0 { 0 } else { rounds },
+                depot: Mutex::new(Depot::new()),
+                slabs: Mutex::new(Slabs::new(keeps_full)),
+                registered: Links::new(),
+                failures: AtomicU64::new(0),
+                reaps: AtomicU64::new(0),
+                guards: AtomicU64::new(0),
+                guarded: AtomicUsize::new(0),
+                interval: AtomicU64::new(u64::try_from(REAP_INTERVAL.as_millis()).expect("15 s")),
+                whole,
+            });
+        }
+        registry::add(at.cast());
+        Ok(at.cast())
+    }
+
+    /// Takes a cache apart: magazines, empty slabs, the cache. Slabs in which objects are alive stay where they are, and
+    /// with them the cache, off the list; false then.
+    ///
+    /// # Safety
+    /// Nobody uses the cache any more; objects may still be read.
+    pub(crate) unsafe fn destroy(at: NonNull<Raw>) -> bool {
+        registry::remove(at);
+        // SAFETY: by contract.
+        let raw = unsafe { at.as_ref() };
+        raw.flush();
+        raw.release_empty();
+        let left = raw.slabs.lock().slabs;
+        if left > 0 {
+            return false;
+        }
+        let whole = raw.whole;
+        // SAFETY: no slab names the cache any more, and nobody else does; grown with this layout.
+        unsafe {
+            at.drop_in_place();
+            crate::global().release(at.cast(), whole);
+        }
+        true
+    }
+
+    pub(crate) fn this(&self) -> NonNull<Raw> {
+        NonNull::from(self)
+    }
+
+    /// # Errors
+    /// When there is no memory, after a reap of everything.
+    #[inline(always)]
+    pub(crate) fn alloc(&self) -> Result<NonNull<u8>, OutOfMemory> {
+        match self.cpu.pop() {
+            Some(object) => Ok(object),
+            None => self.alloc_cold(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_cold(&self) -> Result<NonNull<u8>, OutOfMemory> {
+        if self.config.guard > 0
+            && let Some(object) = self.alloc_guarded()
+        {
+            return Ok(object);
+        }
+        if self.config.verify { self.alloc_verified() } else { self.alloc_slow() }
+    }
+
+    /// # Safety
+    /// The object came from `alloc` of this cache, and is used no more.
+    #[inline(always)]
+    pub(crate) unsafe fn free(&self, object: NonNull<u8>) {
+        // SAFETY: by contract.
+        if self.config.guard > 0 || unsafe { !self.cpu.push(object) } {
+            // SAFETY: by contract.
+            unsafe { self.free_cold(object) };
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_cold(&self, object: NonNull<u8>) {
+        if self.config.guard > 0 && self.free_guarded(object) {
+            return;
+        }
+        if self.config.verify {
+            return self.free_verified(object);
+        }
+        // SAFETY: by contract of `free`.
+        unsafe { self.free_slow(object) };
+    }
+
+    /// One object, past the magazines.
+    pub(crate) fn alloc_from_slabs(&self) -> Result<NonNull<u8>, OutOfMemory> {
+        let mut one = [std::ptr::null_mut()];
+        self.take_from_slabs(&mut one);
+        NonNull::new(one[0]).ok_or(OutOfMemory)
+    }
+
+    /// Fills `out` from the slabs, growing where there is nothing; fewer only for want of memory.
+    pub(crate) fn take_from_slabs(&self, out: &mut [*mut u8]) -> usize {
+        let mut n = 0;
+        loop {
+            n += self.slabs.lock().take(&self.geometry, &mut out[n..]);
+            // A second slab for a magazine that is half full would be greed.
+            if n * 2 >= out.len() {
+                return n;
+            }
+            // The lock is not held while growing: others may have brought slabs, which we see at the next turn.
+            match self.grow() {
+                // SAFETY: just made, on no list.
+                Ok(slab) => unsafe { self.slabs.lock().add(slab) },
+                Err(OutOfMemory) => {
+                    if n == 0 {
+                        self.failures.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return n;
+                }
+            }
+        }
+    }
+
+    /// Gives objects back to their slabs. What is none of ours is reported, and ends the process: memory is corrupt.
+    pub(crate) fn put_into_slabs(&self, objects: &[*mut u8]) {
+        let mut slabs = self.slabs.lock();
+        for object in objects.iter().filter_map(|object| NonNull::new(*object)) {
+            if let Err(fault) = slabs.put(self.this(), &self.geometry, object) {
+                drop(slabs);
+                self.fault(fault, object);
+            }
+        }
+    }
+
+    /// Reports what is wrong with an object, and ends the process.
+    #[cold]
+    pub(crate) fn fault(&self, fault: Fault, object: NonNull<u8>) -> ! {
+        report::fatal(&self.describe(fault, object))
+    }
+
+    fn pages(&self) -> Option<NonNull<u8>> {
+        let layout = self.slab_layout();
+        match &self.config.source {
+            Some(source) => source.grow(layout),
+            None => crate::global().grow(layout),
+        }
+    }
+
+    fn slab_layout(&self) -> Layout {
+        Layout::from_size_align(self.geometry.slab, PAGE).expect("checked when the cache was made")
+    }
+
+    /// # Safety
+    /// Pages from [`Raw::pages`], used no more.
+    unsafe fn give_pages(&self, pages: NonNull<u8>) {
+        // SAFETY: by contract.
+        unsafe {
+            match &self.config.source {
+                Some(source) => source.release(pages, self.slab_layout()),
+                None => crate::global().release(pages, self.slab_layout()),
+            }
+        }
+    }
+
+    /// A slab, all its objects constructed. Asks again once after a reap of everything.
+    fn grow(&self) -> Result<NonNull<Slab>, OutOfMemory> {
+        self.try_grow().or_else(|_| {
+            registry::reap_for_want();
+            self.try_grow()
+        })
+    }
+
+    fn try_grow(&self) -> Result<NonNull<Slab>, OutOfMemory> {
+        let pages = self.pages().ok_or(OutOfMemory)?;
+        // SAFETY: on slab, the header's place is inside the pages; pages that nobody has seen can be given back.
+        unsafe {
+            let header = match self.geometry.header {
+                Some(at) => Ok(pages.add(at)),
+                None => headers().and_then(Raw::alloc),
+            };
+            let named = header.and_then(|header| {
+                PAGES
+                    .set(pages.addr().get(), self.geometry.slab, Some(header.cast()))
+                    .inspect_err(|_| self.drop_header(pages, header.cast()))?;
+                Ok(header.cast::<Slab>())
+            });
+            let slab = named.inspect_err(|_| self.give_pages(pages))?;
+            let colour = if self.config.colour { self.slabs.lock().grown % self.geometry.colours } else { 0 };
+            Slab::init(slab, self.this(), pages, &self.geometry, colour);
+            for index in 0..self.geometry.objects {
+                let buffer = Slab::buffer(slab, &self.geometry, index);
+                if self.config.verify {
+                    self.mark_fresh(buffer);
+                } else {
+                    self.construct(buffer.add(self.geometry.front));
+                }
+            }
+            Ok(slab)
+        }
+    }
+
+    /// # Safety
+    /// `object` is a buffer of this cache that nobody else uses.
+    pub(crate) unsafe fn construct(&self, object: NonNull<u8>) {
+        if let Some(constructor) = self.config.constructor {
+            // SAFETY: by contract, and `with` is what `call` wants.
+            unsafe { (constructor.call)(constructor.with, object) };
+        }
+    }
+
+    /// Takes a slab apart.
+    ///
+    /// # Safety
+    /// It is empty and on no list.
+    pub(crate) unsafe fn shrink(&self, slab: NonNull<Slab>) {
+        let _stay = crate::slabinfo::SLABS_STAY.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: by contract; the header is not read after it has been given back.
+        unsafe {
+            let pages = (*slab.as_ptr()).pages;
+            let cleared = PAGES.set(pages.addr().get(), self.geometry.slab, None);
+            debug_assert!(cleared.is_ok());
+            self.drop_header(pages, slab);
+            self.give_pages(pages);
+        }
+    }
+
+    /// # Safety
+    /// The header of a slab that is used no more.
+    unsafe fn drop_header(&self, _pages: NonNull<u8>, header: NonNull<Slab>) {
+        if self.geometry.header.is_none()
+            && let Ok(headers) = headers()
+        {
+            // SAFETY: allocated there when the slab was made.
+            unsafe { headers.free(header.cast()) };
+        }
+    }
+
+    /// A magazine of this cache's size, or none for want of memory.
+    pub(crate) fn new_magazine(&self) -> Option<*mut Magazine> {
+        let at = magazines(self.rounds)?.alloc().ok()?.cast::<Magazine>().as_ptr();
+        // SAFETY: allocated with room for that many.
+        unsafe { Magazine::init(at, self.rounds) };
+        Some(at)
+    }
+
+    /// Frees an empty magazine that the caller holds.
+    pub(crate) fn drop_magazine(&self, magazine: *mut Magazine) {
+        if let (Some(cache), Some(at)) = (magazines(self.rounds), NonNull::new(magazine)) {
+            // SAFETY: allocated there by `new_magazine`, and the caller's to give.
+            unsafe { cache.free(at.cast()) };
+        }
+    }
+
+    /// Bytes of this cache's own record.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.whole.size()
+    }
+}
+
+/// A cache that describes others: without magazines, from the global arena, for ever.
+fn internal(name: &'static str, size: usize) -> Result<NonNull<Raw>, OutOfMemory> {
+    Raw::create(Config {
+        name,
+        size,
+        align: 8,
+        constructor: None,
+        source: None,
+        verify: false,
+        magazines: false,
+        colour: false,
+        guard: 0,
+        internal: true,
+    })
+}
+
+struct Internal(NonNull<Raw>);
+
+// SAFETY: a cache is Sync.
+unsafe impl Send for Internal {}
+// SAFETY: as for Send.
+unsafe impl Sync for Internal {}
+
+/// `place`'s cache, made when first asked for.
+#[cfg(not(feature = "shuttle"))]
+fn internal_in(
+    place: &'static OnceLock<Internal>,
+    name: &'static str,
+    size: usize,
+) -> Result<&'static Raw, OutOfMemory> {
+    let there = match place.get() {
+        Some(there) => there,
+        None => {
+            let fresh = internal(name, size)?;
+            if let Err(Internal(unused)) = place.set(Internal(fresh)) {
+                // SAFETY: somebody else's was set; nobody has seen this one.
+                unsafe { Raw::destroy(unused) };
+            }
+            place.get().ok_or(OutOfMemory)?
+        }
+    };
+    // SAFETY: never destroyed once set.
+    Ok(unsafe { there.0.as_ref() })
+}
+
+/// The same, each checked run its own: locks of the model checker do not outlive a run.
+#[cfg(feature = "shuttle")]
+fn internal_in(
+    _: &'static OnceLock<Internal>,
+    name: &'static str,
+    size: usize,
+) -> Result<&'static Raw, OutOfMemory> {
+    shuttle::lazy_static! {
+        static ref MADE: crate::sync::Leaf<Vec<(&'static str, Internal)>> = crate::sync::Leaf::new(Vec::new());
+    }
+    let mut made = MADE.lock();
+    if made.iter().all(|(n, _)| *n != name) {
+        let fresh = Internal(internal(name, size)?);
+        made.push((name, fresh));
+    }
+    let there = made.iter().find(|(n, _)| *n == name).ok_or(OutOfMemory)?;
+    // SAFETY: never destroyed.
+    Ok(unsafe { there.1.0.as_ref() })
+}
+
+/// Headers of slabs that have no room for them. Its own slabs have.
+fn headers() -> Result<&'static Raw, OutOfMemory> {
+    static HEADERS: OnceLock<Internal> = OnceLock::new();
+    internal_in(&HEADERS, "slab header", Slab::bytes(OFF_SLAB_OBJECTS))
+}
+
+/// Magazines of so many rounds.
+fn magazines(rounds: usize) -> Option<&'static Raw> {
+    static CACHES: [OnceLock<Internal>; 3] = [const { OnceLock::new() }; 3];
+    const NAMES: [&str; 3] = ["magazine 126", "magazine 62", "magazine 6"];
+    let i = MAGAZINES.iter().position(|(_, r)| *r == rounds)?;
+    internal_in(&CACHES[i], NAMES[i], Magazine::bytes(rounds)).ok()
+}

@@ -1,0 +1,167 @@
+//! Reap: memory that no object uses goes back to where it came from (R46).
+//!
+//! In two steps: what goes is detached under the lock in constant time, and released without it. Magazines are flushed
+//! only where they pin slabs that are otherwise empty.
+
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::cpu::{Magazine, Slot};
+use crate::depot::Depot;
+use crate::raw::Raw;
+use crate::slab::{PAGES, Slab, Slabs};
+
+impl Raw {
+    /// Releases empty slabs, unless that was done less than the interval ago. Returns the bytes that went back.
+    pub(crate) fn reap(&self, force: bool) -> usize {
+        let interval = Duration::from_millis(self.interval.load(Ordering::Relaxed));
+        let now = Instant::now();
+        {
+            let mut depot = self.depot.lock();
+            let recent = |last: Instant| now.saturating_duration_since(last) < interval;
+            if !force && depot.last_reap.is_some_and(recent) {
+                return 0;
+            }
+            depot.last_reap = Some(now);
+            self.unpin(&depot);
+        }
+        self.reaps.fetch_add(1, Ordering::Relaxed);
+        self.trim_depot();
+        self.release_empty()
+    }
+
+    /// Returns objects in magazines to their slabs where that empties the slab.
+    fn unpin(&self, depot: &Depot) {
+        if !self.cpu.is_on() {
+            return;
+        }
+        let mut slabs = self.slabs.lock();
+        // SAFETY: the depot's lock is held.
+        unsafe {
+            let alone = self.cpu.with_all_held(|| self.flush_pinning(depot, &mut slabs));
+            if !alone {
+                self.flush_pinning(depot, &mut slabs);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The depot's lock is held; magazines in `held` are nobody else's.
+    unsafe fn flush_pinning(&self, depot: &Depot, slabs: &mut Slabs) {
+        let each = |visit: &mut dyn FnMut(*mut Magazine)| {
+            depot.filled.iter().for_each(&mut *visit);
+            for Slot { previous, held, .. } in self.cpu.slots() {
+                visit(held.load(Ordering::Relaxed));
+                let previous = previous.load(Ordering::Relaxed);
+                if !previous.is_null() {
+                    visit(previous);
+                }
+            }
+        };
+        // SAFETY: by contract these magazines are ours, and objects in them have living slabs of this cache.
+        unsafe {
+            each(&mut |magazine| {
+                for object in Magazine::objects(magazine) {
+                    (*slab_of(*object).as_ptr()).cached += 1;
+                }
+            });
+            each(&mut |magazine| {
+                let mut kept = 0;
+                let objects = Magazine::objects(magazine);
+                for i in 0..objects.len() {
+                    let object = objects[i];
+                    let slab = slab_of(object).as_ptr();
+                    // Both fall together while the slab is flushed, so the answer stays the same for all its objects.
+                    if (*slab).in_use == (*slab).cached {
+                        (*slab).cached -= 1;
+                        let put = slabs.put(self.this(), &self.geometry, NonNull::new_unchecked(object));
+                        debug_assert!(put.is_ok());
+                    } else {
+                        objects[kept] = object;
+                        kept += 1;
+                    }
+                }
+                Magazine::set_count(magazine, kept);
+            });
+            each(&mut |magazine| {
+                for object in Magazine::objects(magazine) {
+                    (*slab_of(*object).as_ptr()).cached = 0;
+                }
+            });
+        }
+    }
+
+    /// Frees the arrays of magazines that hold nothing.
+    fn trim_depot(&self) {
+        loop {
+            let mut depot = self.depot.lock();
+            // What reap has emptied is still among the filled ones.
+            let empty = depot.empty.pop().or_else(|| depot.filled.pop_empty());
+            drop(depot);
+            match empty {
+                Some(magazine) => self.drop_magazine(magazine),
+                None => return,
+            }
+        }
+    }
+
+    /// Returns every object in a magazine to its slab, and the magazines.
+    ///
+    /// For who is alone with the cache: loaded magazines are taken as they are.
+    pub(crate) fn flush(&self) {
+        let mut depot = self.depot.lock();
+        let slots = self.cpu.slots().iter();
+        let nothing = crate::cpu::nothing();
+        let loaded = slots.flat_map(|slot| {
+            [
+                slot.loaded.swap(nothing, Ordering::Relaxed),
+                slot.previous.swap(std::ptr::null_mut(), Ordering::Relaxed),
+            ]
+        });
+        // SAFETY: all of these are now ours.
+        unsafe {
+            for magazine in loaded.filter(|m| !m.is_null() && *m != nothing) {
+                depot.filled.push(magazine);
+            }
+            while let Some(magazine) = depot.filled.pop() {
+                self.put_into_slabs(Magazine::objects(magazine));
+                Magazine::set_count(magazine, 0);
+                depot.empty.push(magazine);
+            }
+        }
+        drop(depot);
+        self.trim_depot();
+    }
+
+    /// Gives the memory of empty slabs back.
+    pub(crate) fn release_empty(&self) -> usize {
+        let mut detached = {
+            let mut slabs = self.slabs.lock();
+            let detached = slabs.empty.take();
+            slabs.slabs -= detached.len();
+            slabs.gone += detached.len();
+            detached
+        };
+        let bytes = detached.len() * self.geometry.slab;
+        while let Some(slab) = detached.pop_front() {
+            // SAFETY: empty, and off the cache's lists.
+            unsafe {
+                if self.config.verify {
+                    self.check_free_buffers(slab);
+                }
+                self.shrink(slab);
+            }
+        }
+        bytes
+    }
+}
+
+/// # Safety
+/// `object` is one of a cache's and out of its slab, which therefore is alive.
+unsafe fn slab_of(object: *mut u8) -> NonNull<Slab> {
+    let slab = PAGES.get(object.addr());
+    debug_assert!(slab.is_some());
+    // SAFETY: pages of a living slab are in the map.
+    unsafe { slab.unwrap_unchecked() }
+}

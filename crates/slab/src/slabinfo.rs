@@ -1,0 +1,258 @@
+//! What fills memory: every cache of the process, what it holds and did (R49).
+
+use std::fmt::{self, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{PoisonError, RwLock};
+
+use serde::Serialize;
+
+use crate::cpu::Magazine;
+use crate::raw::Raw;
+use crate::registry;
+use crate::slab::{PAGES, Slab};
+
+/// Kept for reading by who takes a slab apart, so that [`whatis`] may look at any slab it finds.
+pub(crate) static SLABS_STAY: RwLock<()> = RwLock::new(());
+
+/// One cache. Counts of what goes on meanwhile are close, not exact.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CacheInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// A letter each: `c` constructed, `v` verify, `g` guard, `m` magazines, `o` header off slab, `i` internal.
+    #[serde(serialize_with = "as_text")]
+    pub flags: Flags,
+    /// Bytes of an object.
+    pub object_size: usize,
+    /// Bytes from one object to the next.
+    pub buffer_size: usize,
+    /// Bytes of a slab.
+    pub slab_size: usize,
+    /// Objects of a slab.
+    pub slab_objects: usize,
+    /// Slabs there are.
+    pub slabs: usize,
+    /// Objects there is room for.
+    pub objects: usize,
+    /// Objects in use.
+    pub active: usize,
+    /// Objects in magazines: free, and quickly had.
+    pub cached: usize,
+    /// Bytes of memory: slabs and the cache's own record.
+    pub memory: usize,
+    /// Bytes of it in slabs without an object in use or in a magazine.
+    pub reclaimable: usize,
+    /// Bytes of slabs that hold no object in use, of bytes of slabs: 0 is none lost.
+    pub fragmentation: f64,
+    /// Allocations that a loaded magazine served.
+    pub hits: u64,
+    /// Magazines filled from slabs.
+    pub fills: u64,
+    /// Magazines drained into slabs.
+    pub drains: u64,
+    /// Magazines exchanged with the depot.
+    pub exchanges: u64,
+    /// Allocations that failed.
+    pub failures: u64,
+    /// Reaps done.
+    pub reaps: u64,
+    /// Slabs ever made.
+    pub grown: usize,
+}
+
+/// What kind of cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags")]
+pub struct Flags {
+    /// Objects are constructed.
+    pub constructed: bool,
+    /// Objects are verified.
+    pub verify: bool,
+    /// Some objects are guarded.
+    pub guard: bool,
+    /// There are magazines.
+    pub magazines: bool,
+    /// Slab headers lie elsewhere.
+    pub off_slab: bool,
+    /// The cache describes others.
+    pub internal: bool,
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letters = [
+            (self.constructed, 'c'),
+            (self.verify, 'v'),
+            (self.guard, 'g'),
+            (self.magazines, 'm'),
+            (self.off_slab, 'o'),
+            (self.internal, 'i'),
+        ];
+        letters.iter().try_for_each(|(set, letter)| f.write_char(if *set { *letter } else { '-' }))
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde passes")]
+fn as_text<S: serde::Serializer>(flags: &Flags, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(flags)
+}
+
+pub(crate) fn info(raw: &Raw) -> CacheInfo {
+    let g = &raw.geometry;
+    let depot = raw.depot.lock();
+    let slabs = raw.slabs.lock();
+    let in_slots = raw.cpu.slots().iter().flat_map(|slot| {
+        use crate::sync::atomic::Ordering::Acquire;
+        [slot.loaded.load(Acquire), slot.previous.load(Acquire)]
+    });
+    // SAFETY: magazines are freed, and leave slots, only under the depot's lock.
+    let cached: usize = depot
+        .filled
+        .iter()
+        .chain(in_slots.filter(|m| !m.is_null()))
+        .map(|magazine| unsafe { Magazine::count(magazine) })
+        .sum();
+    let memory = slabs.slabs * g.slab;
+    let active = slabs.in_use.saturating_sub(cached);
+    let lost = memory.saturating_sub(active * g.size);
+    CacheInfo {
+        name: raw.config.name,
+        flags: Flags {
+            constructed: raw.config.constructor.is_some(),
+            verify: raw.config.verify,
+            guard: raw.config.guard > 0,
+            magazines: raw.cpu.is_on(),
+            off_slab: g.header.is_none(),
+            internal: raw.config.internal,
+        },
+        object_size: g.size,
+        buffer_size: g.buffer,
+        slab_size: g.slab,
+        slab_objects: g.objects,
+        slabs: slabs.slabs,
+        objects: slabs.slabs * g.objects,
+        active: active + raw.guarded.load(Ordering::Relaxed),
+        cached,
+        memory: memory + raw.own_bytes(),
+        reclaimable: slabs.empty.len() * g.slab,
+        fragmentation: if memory == 0 { 0.0 } else { ratio(lost, memory) },
+        hits: raw.cpu.slots().iter().map(|slot| slot.hits.load(Ordering::Relaxed)).sum(),
+        fills: depot.fills,
+        drains: depot.drains,
+        exchanges: depot.exchanges,
+        failures: raw.failures.load(Ordering::Relaxed),
+        reaps: registry::reaps(raw),
+        grown: slabs.grown,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share for people to read")]
+fn ratio(part: usize, whole: usize) -> f64 {
+    part as f64 / whole as f64
+}
+
+/// Every cache, oldest first.
+pub fn snapshot() -> Vec<CacheInfo> {
+    let mut all = Vec::new();
+    registry::each(|raw| all.push(info(raw)));
+    all
+}
+
+/// The heading of [`write_line`]'s columns.
+pub const HEADING: &str = "NAME                     FLAGS    SIZE    SLAB   SLABS    OBJECTS     ACTIVE   CACHED   MEMORY K  RECLAIM K  FRAG%         HITS     FILLS    DRAINS  FAILED";
+
+/// One line about a cache.
+///
+/// # Errors
+/// When `to` refuses.
+pub fn write_line(to: &mut dyn Write, cache: &CacheInfo) -> fmt::Result {
+    let CacheInfo { name, flags, object_size, slab_size, slabs, objects, active, cached, .. } = cache;
+    let CacheInfo { memory, reclaimable, hits, fills, drains, failures, .. } = cache;
+    writeln!(
+        to,
+        "{name:<24.24} {flags} {object_size:>7} {slab_size:>7} {slabs:>7} {objects:>10} {active:>10} {cached:>8} {:>10} \
+         {:>10} {:>6.1} {hits:>12} {fills:>9} {drains:>9} {failures:>7}",
+        memory / 1024,
+        reclaimable / 1024,
+        cache.fragmentation * 100.0,
+    )
+}
+
+/// The table of every cache, written without allocating: for when memory is gone.
+///
+/// # Errors
+/// When `to` refuses.
+pub fn write_table(to: &mut dyn Write) -> fmt::Result {
+    let mut result = writeln!(to, "{HEADING}");
+    let mut memory = 0;
+    registry::each(|raw| {
+        let cache = info(raw);
+        memory += cache.memory;
+        result = result.and_then(|()| write_line(to, &cache));
+    });
+    let arena = crate::global().info();
+    result?;
+    writeln!(
+        to,
+        "caches {} K; arena: imported {} K, used {} K, resident {} K, records {} K",
+        memory / 1024,
+        arena.imported / 1024,
+        arena.used / 1024,
+        arena.resident / 1024,
+        arena.records / 1024
+    )
+}
+
+/// Writes the table to a file descriptor, without allocating.
+pub fn dump(to: std::os::fd::BorrowedFd<'_>) {
+    struct Lines<'f>(std::os::fd::BorrowedFd<'f>);
+
+    impl Write for Lines<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let mut rest = text.as_bytes();
+            while !rest.is_empty() {
+                let n = rustix::io::write(self.0, rest).map_err(|_| fmt::Error)?;
+                rest = &rest[n..];
+            }
+            Ok(())
+        }
+    }
+
+    // Whom could a failure be told, now?
+    let _ = write_table(&mut Lines(to));
+}
+
+/// What an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Whatis {
+    /// The cache whose slab it lies in.
+    pub cache: &'static str,
+    /// Where the object starts; none in a slab's header or unused part.
+    pub object: Option<usize>,
+    /// How far into the object, or else into the slab, the address is.
+    pub offset: usize,
+    /// Whether the object is out of its slab: in use, or in a magazine.
+    pub taken: bool,
+}
+
+/// What lies at an address; `None` for what is in no slab. Safe for any number.
+pub fn whatis(address: usize) -> Option<Whatis> {
+    let _stay = SLABS_STAY.write().unwrap_or_else(PoisonError::into_inner);
+    let slab = PAGES.get(address)?;
+    // SAFETY: slabs in the map stay there while we hold that lock; caches outlive their slabs. Whether a buffer is free
+    // may change meanwhile: the answer is of a moment.
+    unsafe {
+        let raw = (*slab.as_ptr()).cache.as_ref();
+        let g = &raw.geometry;
+        let first = (*slab.as_ptr()).first.addr().get();
+        let index = address.checked_sub(first).map(|offset| g.index(offset)).filter(|i| *i < g.objects);
+        let object = index.map(|i| first + i * g.buffer + g.front);
+        let into = |start: usize| address.wrapping_sub(start);
+        Some(Whatis {
+            cache: raw.config.name,
+            object,
+            offset: object.map_or_else(|| into((*slab.as_ptr()).pages.addr().get()), into),
+            taken: index.is_some_and(|i| !Slab::is_free(slab, i)),
+        })
+    }
+}
