@@ -29,6 +29,7 @@
 
 mod arena;
 mod cache;
+mod counted;
 mod cpu;
 mod depot;
 mod geometry;
@@ -40,7 +41,7 @@ mod reap;
 mod registry;
 mod report;
 mod reserve;
-mod shared;
+
 mod slab;
 pub mod slabinfo;
 pub mod source;
@@ -51,15 +52,16 @@ mod verify;
 
 pub use arena::{Arena, ArenaInfo, global};
 pub use cache::{ObjectCache, Options};
+pub use counted::{Counted, Ref, RefCounted, RefReserve, WeakRef};
 pub use cpu::{CpuMode, cpu_mode};
 pub use guard::install_fault_reports;
 pub use raw::REAP_INTERVAL;
 pub use registry::reap_all;
 pub use report::{Fault, Report, set_fault_handler};
 pub use reserve::Reserve;
-pub use shared::{Counted, Shared};
 pub use source::PageSource;
 pub use typed::{Cache, Kept, Own, Slot};
+pub use verify::Leak;
 
 /// Bytes of a page, the grain of sources.
 pub const PAGE: usize = 4096;

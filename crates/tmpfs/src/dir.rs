@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use overspill_slab::{Ref, kept};
 use overspill_vm::{Charge, Vm, VmError};
 use smallvec::SmallVec;
 
@@ -62,6 +62,8 @@ impl Target {
     }
 }
 
+kept!(counted Entry, "directory entry");
+
 impl Entry {
     pub(crate) fn target(&self) -> Target {
         Target::unpack(self.target.load(Ordering::Relaxed))
@@ -70,8 +72,8 @@ impl Entry {
 
 #[derive(Debug)]
 pub(crate) struct Dir {
-    by_name: HashTrie<Arc<Entry>>,
-    by_cookie: BTreeMap<u64, Arc<Entry>>,
+    by_name: HashTrie<Ref<Entry>>,
+    by_cookie: BTreeMap<u64, Ref<Entry>>,
     next_cookie: u64,
     /// Removed: nothing can be made in it any more.
     pub(crate) dead: bool,
@@ -96,17 +98,15 @@ impl Dir {
     }
 
     /// Adds an entry for a name that is not there.
-    pub(crate) fn insert(&mut self, name: Name<'_>, target: Target, charge: Charge) {
+    pub(crate) fn insert(&mut self, hash: u64, NewEntry(mut entry): NewEntry, target: Target) {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let entry = Arc::new(Entry {
-            cookie,
-            target: AtomicU64::new(target.pack()),
-            name: SmallVec::from_slice(name.bytes),
-            _charge: charge,
-        });
+        if let Some(entry) = Ref::get_mut(&mut entry) {
+            entry.cookie = cookie;
+            entry.target = AtomicU64::new(target.pack());
+        }
         self.by_cookie.insert(cookie, entry.clone());
-        self.by_name.insert(name.hash, entry);
+        self.by_name.insert(hash, entry);
     }
 
     /// Lets an existing name lead to another inode.
@@ -117,7 +117,7 @@ impl Dir {
     }
 
     /// Takes an entry out. Drop it when no lock is held: that returns its charge.
-    pub(crate) fn remove(&mut self, name: Name<'_>) -> Option<Arc<Entry>> {
+    pub(crate) fn remove(&mut self, name: Name<'_>) -> Option<Ref<Entry>> {
         let entry = self.by_name.remove(name.hash, |entry| entry.name[..] == *name.bytes)?;
         self.by_cookie.remove(&entry.cookie);
         Some(entry)
@@ -130,8 +130,17 @@ impl Dir {
     }
 }
 
-/// Charges what an entry of this name will take.
-pub(crate) fn charge_entry(vm: &Vm, name: Name<'_>) -> Result<Charge, VmError> {
-    let long = if name.bytes.len() > INLINE_NAME { name.bytes.len() + 16 } else { 0 };
-    vm.charge(size_of::<Entry>() + INDEX_COST + long)
+/// An entry that is in no directory yet: made before the first lock, because making it can fail.
+#[derive(Debug)]
+pub(crate) struct NewEntry(Ref<Entry>);
+
+impl NewEntry {
+    /// # Errors
+    /// When there is no memory for it.
+    pub(crate) fn new(vm: &Vm, name: Name<'_>) -> Result<NewEntry, VmError> {
+        let long = if name.bytes.len() > INLINE_NAME { name.bytes.len() + 16 } else { 0 };
+        let charge = vm.charge(size_of::<Entry>() + INDEX_COST + long)?;
+        let name = SmallVec::from_slice(name.bytes);
+        Ok(NewEntry(Ref::new(Entry { cookie: 0, target: AtomicU64::new(0), name, _charge: charge })?))
+    }
 }

@@ -211,7 +211,7 @@ async fn cut(file: &File, object: &Object, size: u64) -> Result<(), FsError> {
         let mut cleared = object.zero(size, page_end).await;
         if cleared == Err(VmError::NoMemory) {
             // A page is wanted to clear the tail in, and the pages behind it may be the last there are.
-            object.discard(page_end / PAGE_SIZE, u64::MAX);
+            object.discard(page_end / PAGE_SIZE, u64::MAX)?;
             file.set_size(file.size().min(page_end));
             cleared = object.zero(size, page_end).await;
         }
@@ -221,7 +221,7 @@ async fn cut(file: &File, object: &Object, size: u64) -> Result<(), FsError> {
             Err(failure) => return Err(failure.into()),
         }
     }
-    object.discard(page_end / PAGE_SIZE, u64::MAX);
+    object.discard(page_end / PAGE_SIZE, u64::MAX)?;
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use overspill_vm::{Account, Vm};
+use overspill_slab::Ref;
+use overspill_vm::{Account, Vm, VmError};
 
 use crate::dir::Name;
 use crate::error::FsError;
@@ -86,7 +87,7 @@ pub struct TmpFs {
     slots: Arc<Slots>,
     inodes_limit: Option<u64>,
     next_ino: AtomicU64,
-    orphans: Mutex<BTreeMap<u64, Arc<Inode>>>,
+    orphans: Mutex<BTreeMap<u64, Ref<Inode>>>,
 }
 
 impl fmt::Debug for TmpFs {
@@ -159,7 +160,7 @@ impl TmpFs {
     /// Inodes without a name that are still referenced. A [`forget`](TmpFs::forget) lags behind the last close:
     /// who is about to report that space is short had better wait for these first.
     pub fn orphans(&self) -> Orphans {
-        let all: Vec<Arc<Inode>> = lock(&self.orphans).values().cloned().collect();
+        let all: Vec<Ref<Inode>> = lock(&self.orphans).values().cloned().collect();
         Orphans { inodes: all.len() as u64, pages: all.iter().map(|inode| inode.pages()).sum() }
     }
 
@@ -195,7 +196,7 @@ impl TmpFs {
         self.clock.now()
     }
 
-    pub(crate) fn inode(&self, ino: u64) -> Result<Arc<Inode>, FsError> {
+    pub(crate) fn inode(&self, ino: u64) -> Result<Ref<Inode>, FsError> {
         self.table.get(ino).ok_or(FsError::Stale)
     }
 
@@ -222,16 +223,16 @@ impl TmpFs {
         rdev: u32,
         owner: Caller,
         now: Timestamp,
-    ) -> Result<Arc<Inode>, FsError> {
+    ) -> Result<Ref<Inode>, FsError> {
         let slot = self.slots.take().ok_or(FsError::NoInodes)?;
         let charge = self.vm.charge(size_of::<Inode>() + INODE_OVERHEAD + node.heap_bytes())?;
         let ino = self.next_ino.fetch_add(1, Ordering::Relaxed);
         let birth = Birth { ino, node, mode, uid: owner.uid, gid: owner.gid, rdev, now, slot, charge };
-        Ok(Arc::new(Inode::new(birth)))
+        Ok(Ref::new(Inode::new(birth)).map_err(VmError::from)?)
     }
 
     /// Takes one name away from an inode; from a directory, its life. Its parent's lock is held.
-    pub(crate) fn drop_link(&self, inode: &Arc<Inode>, now: Timestamp) {
+    pub(crate) fn drop_link(&self, inode: &Ref<Inode>, now: Timestamp) {
         let mut meta = inode.meta();
         meta.nlink = if inode.is_dir() { 0 } else { meta.nlink.saturating_sub(1) };
         meta.ctime = now;

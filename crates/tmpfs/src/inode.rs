@@ -35,6 +35,8 @@ pub(crate) struct Inode {
     _charge: Charge,
 }
 
+overspill_slab::kept!(counted Inode, "inode");
+
 #[derive(Debug)]
 pub(crate) enum Node {
     File(File),

@@ -1,10 +1,11 @@
 //! Names: looking them up, making them, taking them away, reading them in order.
 
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::RwLockWriteGuard;
 
+use overspill_slab::Ref;
 use smallvec::SmallVec;
 
-use crate::dir::{COOKIE_PARENT, COOKIE_SELF, Dir, Name, Target, charge_entry};
+use crate::dir::{COOKIE_PARENT, COOKIE_SELF, Dir, Name, NewEntry, Target};
 use crate::error::FsError;
 use crate::fs::{LINK_MAX, TmpFs, inherit};
 use crate::inode::{Inode, Node};
@@ -118,7 +119,7 @@ impl TmpFs {
         let kind = kind_of(&node);
         let (owner, mode) = inherit(&parent.attr(), kind, mode, caller);
         let inode = self.new_inode(node, mode, rdev, owner, now)?;
-        let charge = charge_entry(&self.vm, name)?;
+        let entry = NewEntry::new(&self.vm, name)?;
 
         let mut entries = write(&directory.entries);
         if entries.dead {
@@ -135,7 +136,7 @@ impl TmpFs {
             meta.entries_changed(now, 1, subdirs);
         }
         self.table.insert(inode.clone());
-        entries.insert(name, Target { ino: inode.ino, kind }, charge);
+        entries.insert(name.hash, entry, Target { ino: inode.ino, kind });
         Ok(inode.attr())
     }
 
@@ -156,7 +157,7 @@ impl TmpFs {
             return Err(FsError::NotPermitted);
         }
         let now = self.now();
-        let charge = charge_entry(&self.vm, name)?;
+        let entry = NewEntry::new(&self.vm, name)?;
 
         let mut entries = write(&directory.entries);
         if entries.dead {
@@ -177,7 +178,7 @@ impl TmpFs {
             meta.ctime = now;
         }
         parent.meta().entries_changed(now, 1, 0);
-        entries.insert(name, Target { ino, kind: inode.kind() }, charge);
+        entries.insert(name.hash, entry, Target { ino, kind: inode.kind() });
         Ok(inode.attr())
     }
 
@@ -294,7 +295,7 @@ impl TmpFs {
     }
 
     /// The inode a name leads to at this moment.
-    pub(crate) fn peek(&self, parent: &Inode, name: Name<'_>) -> Result<Option<Arc<Inode>>, FsError> {
+    pub(crate) fn peek(&self, parent: &Inode, name: Name<'_>) -> Result<Option<Ref<Inode>>, FsError> {
         let entries = read(&parent.dir()?.entries);
         match entries.get(name) {
             None => Ok(None),
@@ -318,8 +319,8 @@ pub(crate) struct Dirs<'a>(SmallVec<[(u64, RwLockWriteGuard<'a, dir::Dir>); 4]>)
 
 impl<'a> Dirs<'a> {
     /// Locks those of `inodes` that are directories, each once.
-    pub(crate) fn lock(inodes: &[&'a Arc<Inode>]) -> Dirs<'a> {
-        let mut sorted: SmallVec<[&'a Arc<Inode>; 4]> = SmallVec::from_slice(inodes);
+    pub(crate) fn lock(inodes: &[&'a Ref<Inode>]) -> Dirs<'a> {
+        let mut sorted: SmallVec<[&'a Ref<Inode>; 4]> = SmallVec::from_slice(inodes);
         sorted.sort_by_key(|inode| inode.ino);
         sorted.dedup_by_key(|inode| inode.ino);
         let guards =

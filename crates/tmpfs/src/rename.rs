@@ -5,9 +5,9 @@
 //! then the names are looked up again; whoever finds that they have changed begins anew. Each retry means that
 //! somebody else got something done.
 
-use std::sync::Arc;
+use overspill_slab::Ref;
 
-use crate::dir::{Name, Target, charge_entry};
+use crate::dir::{Name, NewEntry, Target};
 use crate::error::FsError;
 use crate::fs::{LINK_MAX, TmpFs};
 use crate::inode::{Inode, Node};
@@ -17,13 +17,13 @@ use crate::types::{RenameMode, Timestamp};
 
 /// Everything a rename is about, as it was when the names were looked up.
 struct Plan<'a> {
-    old_parent: &'a Arc<Inode>,
+    old_parent: &'a Ref<Inode>,
     old_name: Name<'a>,
-    new_parent: &'a Arc<Inode>,
+    new_parent: &'a Ref<Inode>,
     new_name: Name<'a>,
     mode: RenameMode,
-    source: Arc<Inode>,
-    target: Option<Arc<Inode>>,
+    source: Ref<Inode>,
+    target: Option<Ref<Inode>>,
     now: Timestamp,
 }
 
@@ -95,7 +95,7 @@ impl TmpFs {
     }
 
     /// Whether `dir` is `ancestor` or below it. The rename mutex must be held.
-    fn is_within(&self, dir: &Arc<Inode>, ancestor: &Inode) -> bool {
+    fn is_within(&self, dir: &Ref<Inode>, ancestor: &Inode) -> bool {
         let mut at = dir.clone();
         loop {
             if at.ino == ancestor.ino {
@@ -112,18 +112,18 @@ impl TmpFs {
     }
 
     fn move_to_new_name(&self, plan: &Plan<'_>, mut dirs: Dirs<'_>) -> Result<(), FsError> {
-        let charge = charge_entry(&self.vm, plan.new_name)?;
+        let entry = NewEntry::new(&self.vm, plan.new_name)?;
         let subdir = i32::from(plan.source.is_dir());
         self.change_parents(plan, [(-1, -subdir), (1, subdir)])?;
         let old_entry = dirs.get(plan.old_parent.ino).remove(plan.old_name);
-        dirs.get(plan.new_parent.ino).insert(plan.new_name, target_of(&plan.source), charge);
+        dirs.get(plan.new_parent.ino).insert(plan.new_name.hash, entry, target_of(&plan.source));
         moved(&plan.source, plan.new_parent, plan.now);
         drop(dirs);
         drop(old_entry);
         Ok(())
     }
 
-    fn replace(&self, plan: &Plan<'_>, target: &Arc<Inode>, mut dirs: Dirs<'_>) -> Result<(), FsError> {
+    fn replace(&self, plan: &Plan<'_>, target: &Ref<Inode>, mut dirs: Dirs<'_>) -> Result<(), FsError> {
         match (plan.source.is_dir(), target.is_dir()) {
             (true, false) => return Err(FsError::NotDirectory),
             (false, true) => return Err(FsError::IsDirectory),
@@ -146,7 +146,7 @@ impl TmpFs {
         Ok(())
     }
 
-    fn exchange(&self, plan: &Plan<'_>, target: &Arc<Inode>, mut dirs: Dirs<'_>) -> Result<(), FsError> {
+    fn exchange(&self, plan: &Plan<'_>, target: &Ref<Inode>, mut dirs: Dirs<'_>) -> Result<(), FsError> {
         let between = plan.old_parent.ino != plan.new_parent.ino;
         if between && target.is_dir() && self.is_within(plan.old_parent, target) {
             return Err(FsError::Invalid);
@@ -204,7 +204,7 @@ mod tests {
 
     fn fs() -> TmpFs {
         let vm = Vm::new(&VmConfig::new(8 << 20), None).unwrap();
-        let clock = Arc::new(Timestamp::default);
+        let clock = std::sync::Arc::new(Timestamp::default);
         let (mode, uid, gid) = (0o755, 0, 0);
         TmpFs::new(TmpFsConfig { vm, size_pages: 10, nr_inodes: None, mode, uid, gid, clock }).unwrap()
     }

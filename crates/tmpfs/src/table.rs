@@ -7,6 +7,8 @@ use std::array;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use overspill_slab::Ref;
+
 use crate::inode::Inode;
 use crate::sync::{read, write};
 use crate::trie::HashTrie;
@@ -16,7 +18,7 @@ const SHARDS: usize = 64;
 /// The inodes that exist: those with a name, and those without one that are still referenced.
 #[derive(Debug)]
 pub(crate) struct Table {
-    shards: [RwLock<HashTrie<Arc<Inode>>>; SHARDS],
+    shards: [RwLock<HashTrie<Ref<Inode>>>; SHARDS],
 }
 
 impl Table {
@@ -24,20 +26,20 @@ impl Table {
         Table { shards: array::from_fn(|_| RwLock::new(HashTrie::new())) }
     }
 
-    fn shard(&self, ino: u64) -> &RwLock<HashTrie<Arc<Inode>>> {
+    fn shard(&self, ino: u64) -> &RwLock<HashTrie<Ref<Inode>>> {
         &self.shards[usize::try_from(ino % SHARDS as u64).unwrap_or(0)]
     }
 
-    pub(crate) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+    pub(crate) fn get(&self, ino: u64) -> Option<Ref<Inode>> {
         read(self.shard(ino)).get(ino / SHARDS as u64, |inode| inode.ino == ino).cloned()
     }
 
-    pub(crate) fn insert(&self, inode: Arc<Inode>) {
+    pub(crate) fn insert(&self, inode: Ref<Inode>) {
         let ino = inode.ino;
         write(self.shard(ino)).insert(ino / SHARDS as u64, inode);
     }
 
-    pub(crate) fn remove(&self, ino: u64) -> Option<Arc<Inode>> {
+    pub(crate) fn remove(&self, ino: u64) -> Option<Ref<Inode>> {
         write(self.shard(ino)).remove(ino / SHARDS as u64, |inode| inode.ino == ino)
     }
 }

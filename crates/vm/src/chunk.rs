@@ -22,6 +22,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use overspill_slab::{Ref, kept};
 use smallvec::SmallVec;
 
 use crate::account::{Account, Space};
@@ -55,13 +56,13 @@ pub(crate) fn members(mut set: PageSet) -> impl Iterator<Item = usize> {
     })
 }
 
-/// What the heap and an `Arc` add to an object.
+/// What its counts and its share of a slab add to an object.
 const HEAP: usize = 32;
 
 /// What a chunk costs in metadata: itself, and its place on the page queues.
 pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + 32;
 
-/// A chunk of some object's tree. Reference counted twice: by `Arc` for memory, and by `owners` for the trees that
+/// A chunk of some object's tree. Reference counted twice: by `Ref` for memory, and by `owners` for the trees that
 /// show it, because pageout holding it for a moment must not make a write copy it.
 pub(crate) struct Chunk {
     owners: AtomicU32,
@@ -72,13 +73,17 @@ pub(crate) struct Chunk {
     _charge: Charge,
 }
 
+kept!(counted Chunk, "chunk");
+
 /// A tree's reference to a chunk.
-pub(crate) struct ChunkRef(Arc<Chunk>);
+pub(crate) struct ChunkRef(Ref<Chunk>);
 
 impl ChunkRef {
-    pub(crate) fn new(chunk: Chunk) -> ChunkRef {
+    /// # Errors
+    /// [`VmError::NoMemory`] when there is none for it.
+    pub(crate) fn new(chunk: Chunk) -> Result<ChunkRef, VmError> {
         chunk.owners.store(1, Ordering::Relaxed);
-        ChunkRef(Arc::new(chunk))
+        Ok(ChunkRef(Ref::new(chunk)?))
     }
 
     /// Whether only the tree this reference is in shows the chunk. Meaningful while that tree is locked and its
@@ -102,8 +107,8 @@ impl Drop for ChunkRef {
 }
 
 impl Deref for ChunkRef {
-    type Target = Arc<Chunk>;
-    fn deref(&self) -> &Arc<Chunk> {
+    type Target = Ref<Chunk>;
+    fn deref(&self) -> &Ref<Chunk> {
         &self.0
     }
 }
@@ -111,7 +116,7 @@ impl Deref for ChunkRef {
 /// Pages of a chunk that lie in one extent.
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {
-    pub(crate) extent: Arc<Extent>,
+    pub(crate) extent: Ref<Extent>,
     /// Which of the extent's pages are still this chunk's.
     pub(crate) live: PageSet,
 }
@@ -142,7 +147,7 @@ pub(crate) enum PageIn<'a> {
     /// The page reads as zeros.
     Zero,
     /// The bytes are in this extent.
-    Stored(&'a Arc<Extent>),
+    Stored(&'a Ref<Extent>),
     Lost,
 }
 
@@ -165,16 +170,31 @@ impl Chunk {
         }
     }
 
+    /// Whether some tree still shows the chunk. Once false it stays so.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.owners.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+}
+
+/// What needs the handle of a chunk, not just the chunk: its lock makes weak handles for the page queues.
+pub(crate) trait ChunkHandle {
+    /// Locks the chunk's state.
+    fn lock(&self) -> ChunkGuard<'_>;
+
     /// A chunk with the same pages, for a tree that is about to change them: frames, small pages and extents are
     /// shared, not copied (R40, R58). `account` pays for the pages from now on; without a `space` it must.
     ///
     /// # Errors
-    /// [`VmError::NoSpace`] when the account may not.
-    pub(crate) fn copy(
-        self: &Arc<Self>,
-        account: &std::sync::Arc<Account>,
-        space: Option<Space>,
-    ) -> Result<ChunkRef, VmError> {
+    /// [`VmError::NoSpace`] when the account may not, [`VmError::NoMemory`] when there is none for the chunk.
+    fn copy(&self, account: &std::sync::Arc<Account>, space: Option<Space>) -> Result<ChunkRef, VmError>;
+}
+
+impl ChunkHandle for Ref<Chunk> {
+    fn copy(&self, account: &std::sync::Arc<Account>, space: Option<Space>) -> Result<ChunkRef, VmError> {
         let charge = self.shared.budget.charge_forced(CHUNK_COST);
         let from = self.lock();
         let count = u64::from(from.existing().count_ones());
@@ -183,7 +203,7 @@ impl Chunk {
             Some(_) => {}
             None => account.charge_forced(count),
         }
-        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge));
+        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge))?;
         let mut to = copy.lock();
         to.resident = from.resident;
         // What is on its way out belongs to the original; the copy's pages will be written for themselves.
@@ -197,18 +217,9 @@ impl Chunk {
         Ok(copy)
     }
 
-    pub(crate) fn lock(self: &Arc<Self>) -> ChunkGuard<'_> {
+    fn lock(&self) -> ChunkGuard<'_> {
         let state = self.state.lock();
         ChunkGuard { before: state.gauges(), state, chunk: self }
-    }
-
-    /// Whether some tree still shows the chunk. Once false it stays so.
-    pub(crate) fn is_owned(&self) -> bool {
-        self.owners.load(Ordering::Acquire) > 0
-    }
-
-    pub(crate) fn account(&self) -> &Account {
-        &self.account
     }
 }
 
@@ -230,7 +241,7 @@ impl Drop for Chunk {
 /// A locked chunk. On unlock it joins or leaves the page queues and the gauges follow.
 pub(crate) struct ChunkGuard<'a> {
     state: MutexGuard<'a, ChunkState>,
-    chunk: &'a Arc<Chunk>,
+    chunk: &'a Ref<Chunk>,
     before: Gauges,
 }
 
@@ -256,7 +267,7 @@ impl Drop for ChunkGuard<'_> {
                 queues.remove(self.state.queue);
                 self.state.queue = NOT_QUEUED;
             } else {
-                self.state.queue = queues.insert(Arc::downgrade(self.chunk));
+                self.state.queue = queues.insert(Ref::downgrade(self.chunk));
             }
         }
         let now = self.state.gauges();
@@ -382,7 +393,7 @@ impl ChunkState {
         filled: Option<&Unpacked>,
         shared: &Shared,
         reservation: &mut Reservation,
-    ) -> Result<(), Result<Arc<Extent>, VmError>> {
+    ) -> Result<(), Result<Ref<Extent>, VmError>> {
         debug_assert!(at + data.len() <= PAGE);
         let bit = 1 << page;
         let whole = data.len() == PAGE;
@@ -448,8 +459,8 @@ impl ChunkState {
     }
 
     /// The pages that `extent` held turn out to be unreadable for good.
-    pub(crate) fn lose_extent(&mut self, extent: &Arc<Extent>) {
-        let hit = self.clusters.iter().filter(|c| Arc::ptr_eq(&c.extent, extent));
+    pub(crate) fn lose_extent(&mut self, extent: &Ref<Extent>) {
+        let hit = self.clusters.iter().filter(|c| Ref::ptr_eq(&c.extent, extent));
         // A clean page still has its bytes: it loses its slot only.
         let set = hit.fold(0, |set, cluster| set | cluster.live);
         self.forget_slots(set);
@@ -490,12 +501,12 @@ impl ChunkState {
 
     /// The write of `set` succeeded. Pages written again meanwhile are left alone; the others live in `extent`
     /// and give up their bytes. The extent goes at once if it holds no page any more.
-    pub(crate) fn finish_writing(&mut self, set: PageSet, extent: Extent) {
+    pub(crate) fn finish_writing(&mut self, set: PageSet, extent: impl FnOnce() -> Ref<Extent>) {
         self.going_out = false;
         let live = self.writing & set;
         self.writing &= !set;
         if live != 0 {
-            self.clusters.push(Cluster { extent: Arc::new(extent), live });
+            self.clusters.push(Cluster { extent: extent(), live });
             self.drop_bytes(live);
         }
     }

@@ -7,7 +7,7 @@ pub enum VmError {
     /// The account's limit is reached (ENOSPC).
     #[error("no space left in the account")]
     NoSpace,
-    /// Memory is full and so is the store: pageout can free nothing (ENOSPC).
+    /// Memory is full and so is the store: pageout can free nothing; or there is none for metadata (ENOSPC).
     #[error("memory and store are full")]
     NoMemory,
     /// The bytes are gone: their slot in the store was damaged, or they were never taken in (EIO).
@@ -22,4 +22,10 @@ pub enum VmError {
     /// The frame arena could not be made.
     #[error("the memory for page frames could not be reserved")]
     Arena,
+}
+
+impl From<overspill_slab::OutOfMemory> for VmError {
+    fn from(_: overspill_slab::OutOfMemory) -> Self {
+        VmError::NoMemory
+    }
 }

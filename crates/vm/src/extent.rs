@@ -1,5 +1,6 @@
 //! Extents: where a cluster of pages lies in the store.
 
+use overspill_slab::kept;
 use overspill_store::codec::Encoded;
 use overspill_store::{AllocError, BLOCK, Run, Store};
 
@@ -88,6 +89,8 @@ pub(crate) struct Extent {
     pages: PageSet,
     _charge: Charge,
 }
+
+kept!(counted Extent, "extent");
 
 impl Extent {
     pub(crate) fn new(run: RunGuard, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {

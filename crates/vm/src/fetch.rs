@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::task::{Poll, Waker};
 
+use overspill_slab::Ref;
 use overspill_store::codec::{self, Pages};
 use overspill_sys::AlignedBuf;
 
@@ -23,15 +24,15 @@ pub(crate) const SLOT_COST: usize = CHUNK;
 /// A cluster's pages, read back.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
-    extent: Arc<Extent>,
+    extent: Ref<Extent>,
     buf: AlignedBuf,
     pages: Pages,
     _slot: FetchSlot,
 }
 
 impl Unpacked {
-    pub(crate) fn is_of(&self, extent: &Arc<Extent>) -> bool {
-        Arc::ptr_eq(&self.extent, extent)
+    pub(crate) fn is_of(&self, extent: &Ref<Extent>) -> bool {
+        Ref::ptr_eq(&self.extent, extent)
     }
 
     /// Bytes of a page of the chunk; past them it is zero.
@@ -50,7 +51,7 @@ enum State {
 /// One cluster on its way in.
 #[derive(Debug)]
 pub(crate) struct Fetch {
-    pub(crate) extent: Arc<Extent>,
+    pub(crate) extent: Ref<Extent>,
     state: Mutex<State>,
     slot: Mutex<Option<FetchSlot>>,
 }
@@ -68,8 +69,8 @@ impl Fetch {
         })
     }
 
-    pub(crate) fn is_of(&self, extent: &Arc<Extent>) -> bool {
-        Arc::ptr_eq(&self.extent, extent)
+    pub(crate) fn is_of(&self, extent: &Ref<Extent>) -> bool {
+        Ref::ptr_eq(&self.extent, extent)
     }
 
     /// Unpacks `payload` as read from the store.
@@ -117,7 +118,7 @@ impl Fetches {
     }
 
     /// Begins to read `extent`, or joins who did. `slot` is one got earlier from [`Begun::NoSlot`].
-    pub(crate) fn begin(&self, extent: &Arc<Extent>, slot: Option<FetchSlot>) -> Begun {
+    pub(crate) fn begin(&self, extent: &Ref<Extent>, slot: Option<FetchSlot>) -> Begun {
         let mut under_way = self.under_way.lock();
         if let Some(fetch) = under_way.get(&extent.start()).and_then(Weak::upgrade)
             && fetch.is_of(extent)

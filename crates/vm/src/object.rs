@@ -12,11 +12,14 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "what is cast lies within a chunk")]
 
+use overspill_slab::Ref;
 use smallvec::SmallVec;
 
 use crate::account::{Account, Space};
 use crate::budget::Reservation;
-use crate::chunk::{CHUNK_COST, Chunk, ChunkGuard, ChunkRef, PageIn, PageSet, members, pages};
+use crate::chunk::{
+    CHUNK_COST, Chunk, ChunkGuard, ChunkHandle as _, ChunkRef, PageIn, PageSet, members, pages,
+};
 use crate::error::VmError;
 use crate::extent::Extent;
 use crate::fetch::{Begun, Fetch, Unpacked};
@@ -77,7 +80,7 @@ struct Progress {
 
 enum Stop {
     /// These bytes must be read first.
-    Fetch(Arc<Extent>),
+    Fetch(Ref<Extent>),
     Failed(VmError),
 }
 
@@ -135,7 +138,7 @@ impl Object {
         out: &mut [u8],
         left: &mut PageSet,
         cluster: Option<&Unpacked>,
-    ) -> Result<Option<Arc<Extent>>, VmError> {
+    ) -> Result<Option<Ref<Extent>>, VmError> {
         let tree = self.tree.read();
         let Some(chunk) = tree.get(piece.chunk) else {
             for page in members(std::mem::take(left)) {
@@ -169,7 +172,7 @@ impl Object {
     /// Asks for the clusters the rest of a read will want, as far as there are slots for them now.
     fn begin_ahead(&self, piece: Piece, following: usize, ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>) {
         let end = piece.chunk + (piece.at + piece.len + following).div_ceil(CHUNK) as u64;
-        let mut extents: SmallVec<[Arc<Extent>; READ_AHEAD]> = SmallVec::new();
+        let mut extents: SmallVec<[Ref<Extent>; READ_AHEAD]> = SmallVec::new();
         {
             let tree = self.tree.read();
             let mut next = piece.chunk + 1;
@@ -196,7 +199,7 @@ impl Object {
     async fn fetch(
         &self,
         chunk: u64,
-        extent: &Arc<Extent>,
+        extent: &Ref<Extent>,
         mut begun: Option<Arc<Fetch>>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Option<Arc<Unpacked>>, VmError> {
@@ -221,7 +224,7 @@ impl Object {
 
     async fn begin_fetch(
         &self,
-        extent: &Arc<Extent>,
+        extent: &Ref<Extent>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Arc<Fetch>, VmError> {
         let mut slot = None;
@@ -348,7 +351,7 @@ impl Object {
                     Some(Space::Normal) => self.shared.budget.charge(CHUNK_COST)?,
                     _ => self.shared.budget.charge_forced(CHUNK_COST),
                 };
-                Ok(ChunkRef::new(Chunk::new(&self.shared, &self.account, charge)))
+                ChunkRef::new(Chunk::new(&self.shared, &self.account, charge))
             }
         })?;
         Ok(f(chunk, &mut chunk.lock()))
@@ -369,7 +372,7 @@ impl Object {
         }
         self.zero_part(start, first_whole * page).await?;
         self.zero_part(end_whole * page, end).await?;
-        self.discard(first_whole, end_whole);
+        self.discard(first_whole, end_whole)?;
         Ok(())
     }
 
@@ -390,7 +393,11 @@ impl Object {
     }
 
     /// Pages `start..end` become absent at once: their frames and slots are free, nothing is written (R8).
-    pub fn discard(&self, start: u64, end: u64) {
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when what other objects show too would have to be copied and there is no memory; the
+    /// first part of the range may be absent then.
+    pub fn discard(&self, start: u64, end: u64) -> Result<(), VmError> {
         let mut next = start / CHUNK_PAGES as u64;
         loop {
             let tree = self.tree.read();
@@ -402,32 +409,38 @@ impl Object {
             }
             let from = start.saturating_sub(base) as usize;
             let to = (end - base).min(CHUNK_PAGES as u64) as usize;
-            self.discard_in_chunk(number, pages(from, to));
+            self.discard_in_chunk(number, pages(from, to))?;
             next = number + 1;
         }
         self.shared.budget.grant();
+        Ok(())
     }
 
     /// Discards pages of one chunk, and the chunk when it holds no others.
-    fn discard_in_chunk(&self, number: u64, set: PageSet) {
+    fn discard_in_chunk(&self, number: u64, set: PageSet) -> Result<(), VmError> {
         let mut tree = self.tree.write();
-        let Some(chunk) = tree.get(number) else { return };
+        let Some(chunk) = tree.get(number) else { return Ok(()) };
         let existing = chunk.lock().existing();
         if existing & !set == 0 {
             // If nobody else shows it, its pages are free when this returns, also when pageout still holds it.
-            if let Found::Own(chunk) = tree.get_own(number) {
+            let own = if let Found::Own(chunk) = tree.get_own(number) {
                 self.drop_pages(chunk, &mut chunk.lock(), ALL);
+                true
             } else {
+                false
+            };
+            // Only a path that others show too is copied, and so can fail.
+            let gone = tree.remove(number)?;
+            if !own {
                 self.pages.fetch_sub(u64::from(existing.count_ones()), Ordering::Relaxed);
             }
-            let gone = tree.remove(number);
             drop(tree);
             drop(gone);
         } else if existing & set != 0 {
             drop(tree);
-            // Cannot fail: without a space it asks nobody.
-            let _ = self.with_own_chunk(number, None, |chunk, state| self.drop_pages(chunk, state, set));
+            self.with_own_chunk(number, None, |chunk, state| self.drop_pages(chunk, state, set))?;
         }
+        Ok(())
     }
 
     fn drop_pages(&self, chunk: &Chunk, state: &mut ChunkGuard<'_>, set: PageSet) {
@@ -540,7 +553,7 @@ impl Object {
     }
 
     /// Calls `f` with each chunk's number and state. For [`crate::testing`].
-    pub(crate) fn for_each_chunk(&self, mut f: impl FnMut(u64, &Arc<Chunk>)) {
+    pub(crate) fn for_each_chunk(&self, mut f: impl FnMut(u64, &Ref<Chunk>)) {
         let tree = self.tree.read();
         let mut next = 0;
         while let Some((number, chunk)) = tree.next(next) {

@@ -6,6 +6,7 @@
 //! what is still taken from the heap here is one small record per cluster, until the slab allocator can reserve
 //! them.
 
+use overspill_slab::{Ref, RefReserve};
 use overspill_store::codec::{Encoded, Encoder, MAX_CLUSTER};
 use overspill_store::{AllocError, BLOCK};
 use overspill_sys::AlignedBuf;
@@ -13,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::CHUNK_PAGES;
 use crate::bytes::Bytes;
-use crate::chunk::{Chunk, PageSet};
+use crate::chunk::{Chunk, ChunkHandle as _, PageSet};
 use crate::error::VmError;
 use crate::extent::{EXTENT_COST, Extent, ExtentSpace, RunGuard};
 use crate::io::WriteIo;
@@ -45,7 +46,7 @@ const _: () = assert!(MAX_CLUSTER == 16 * BLOCK);
 const SCAN: usize = 64;
 
 struct Packed {
-    chunk: Arc<Chunk>,
+    chunk: Ref<Chunk>,
     pages: PageSet,
     encoded: Encoded,
     tag: u64,
@@ -57,6 +58,8 @@ pub(crate) struct Batch {
     buf: AlignedBuf,
     run: Option<RunGuard>,
     clusters: Vec<Packed>,
+    /// One for each cluster: a write that has ended needs no memory (iron rule 1).
+    extents: RefReserve<Extent>,
     /// Bytes of the budget that go free when it is written.
     frees: usize,
 }
@@ -68,9 +71,10 @@ impl std::fmt::Debug for Batch {
 }
 
 impl Batch {
-    fn new(bytes: usize) -> Batch {
-        let clusters = Vec::with_capacity(bytes / BLOCK);
-        Batch { buf: AlignedBuf::new(bytes), run: None, clusters, frees: 0 }
+    fn new(bytes: usize) -> Result<Batch, VmError> {
+        let most = bytes / BLOCK;
+        let (clusters, extents) = (Vec::with_capacity(most), RefReserve::new(most)?);
+        Ok(Batch { buf: AlignedBuf::new(bytes), run: None, clusters, extents, frees: 0 })
     }
 
     pub(crate) fn start(&self) -> u32 {
@@ -117,17 +121,25 @@ impl std::fmt::Debug for Pageout {
 const FAILURES_TOLERATED: u64 = 8;
 
 impl Pageout {
-    pub(crate) fn new(space: Option<Arc<ExtentSpace>>, batches: usize, batch_bytes: usize) -> Pageout {
+    /// # Errors
+    /// When there is no memory for its batches.
+    pub(crate) fn new(
+        space: Option<Arc<ExtentSpace>>,
+        batches: usize,
+        batch_bytes: usize,
+    ) -> Result<Pageout, VmError> {
         let count = if space.is_some() { batches } else { 0 };
-        Pageout {
+        let idle: Result<Vec<_>, VmError> =
+            (0..count).map(|_| Batch::new(batch_bytes).map(Box::new)).collect();
+        Ok(Pageout {
             space,
             packer: Mutex::new(Packer { encoder: Encoder::new(), next_tag: 1, in_vain: 0, stuck_at: None }),
-            idle: Mutex::new((0..count).map(|_| Box::new(Batch::new(batch_bytes))).collect()),
+            idle: Mutex::new(idle?),
             coming: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             failures_in_row: AtomicU64::new(0),
             eager: AtomicBool::new(false),
-        }
+        })
     }
 
     fn wanted(&self, shared: &Shared) -> usize {
@@ -258,7 +270,10 @@ impl Pageout {
         let mut used = 0;
         let mut freed = 0;
         for _ in 0..SCAN {
-            if room - used < MAX_CLUSTER_BLOCKS || freed + batch.frees >= wanted.max(1) {
+            if batch.extents.left() == batch.clusters.len()
+                || room - used < MAX_CLUSTER_BLOCKS
+                || freed + batch.frees >= wanted.max(1)
+            {
                 break;
             }
             let Some(victim) = shared.queues.lock().next_victim() else {
@@ -314,15 +329,19 @@ impl Pageout {
             Ok(()) => {
                 self.failures_in_row.store(0, Ordering::Relaxed);
                 let mut run = batch.run.take().expect("a batch under way has its run");
-                for packed in batch.clusters.drain(..) {
+                let Batch { clusters, extents, .. } = &mut *batch;
+                for packed in clusters.drain(..) {
                     let run = run.split_front(packed.blocks);
                     let charge = shared.budget.charge_forced(EXTENT_COST);
                     let extent = Extent::new(run, packed.encoded, packed.tag, packed.pages, charge);
+                    let extent = || extents.make(extent).expect("one is set aside for each cluster");
                     packed.chunk.lock().finish_writing(packed.pages, extent);
                     shared.counters.page_outs.add(u64::from(packed.pages.count_ones()));
                 }
                 shared.counters.store_writes.add(1);
                 batch.frees = 0;
+                // Memory has just come free. Were there none all the same, the next batch is shorter.
+                let _ = batch.extents.fill(batch.buf.len() / BLOCK);
                 self.idle.lock().push(batch);
             }
             Err(error) => {

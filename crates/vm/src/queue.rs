@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 
+use overspill_slab::{Ref, WeakRef};
+
 use crate::chunk::Chunk;
-use crate::sync::{Arc, Weak};
 
 /// A place on the queues, kept by the chunk that holds it.
 pub(crate) type QueueSlot = u32;
@@ -30,7 +31,7 @@ struct Entry {
     prev: u32,
     next: u32,
     on: Which,
-    chunk: Option<Weak<Chunk>>,
+    chunk: Option<WeakRef<Chunk>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Queues {
     }
 
     /// Puts a chunk at the end of the inactive queue.
-    pub(crate) fn insert(&mut self, chunk: Weak<Chunk>) -> QueueSlot {
+    pub(crate) fn insert(&mut self, chunk: WeakRef<Chunk>) -> QueueSlot {
         if self.free == NONE {
             self.grow();
         }
@@ -107,7 +108,7 @@ impl Queues {
 
     /// The next chunk pageout should look at. It goes to the end of its queue, so that one that cannot be had now
     /// does not stand in the way. `None` within the call: the entry's chunk is just going away.
-    pub(crate) fn next_victim(&mut self) -> Option<Option<Arc<Chunk>>> {
+    pub(crate) fn next_victim(&mut self) -> Option<Option<Ref<Chunk>>> {
         // A third of all is enough to tell what is used again from what is not.
         if self.inactive.len * 2 < self.active.len {
             let oldest = self.active.head;
@@ -121,7 +122,7 @@ impl Queues {
         };
         self.unlink(slot);
         self.append(slot, Which::Inactive);
-        Some(self.entry(slot).chunk.as_ref().and_then(Weak::upgrade))
+        Some(self.entry(slot).chunk.as_ref().and_then(WeakRef::upgrade))
     }
 
     fn grow(&mut self) {

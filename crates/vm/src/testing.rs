@@ -5,8 +5,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use overspill_slab::Ref;
 use overspill_sys::AlignedBuf;
 
+use crate::chunk::ChunkHandle as _;
 use crate::{Io, Object, Step, Vm};
 
 /// Polls `f` to its end; whenever it waits, pageout steps and the store's I/O is done in place.
@@ -99,7 +101,7 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
         object.for_each_chunk(|_, chunk| {
             let state = chunk.lock();
             existing += u64::from(state.existing().count_ones());
-            if !seen_chunks.insert(std::sync::Arc::as_ptr(chunk)) {
+            if !seen_chunks.insert(Ref::as_ptr(chunk)) {
                 return;
             }
             state.check();
@@ -112,7 +114,7 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
                 }
             }
             for cluster in state.clusters() {
-                if seen_extents.insert(std::sync::Arc::as_ptr(&cluster.extent)) {
+                if seen_extents.insert(Ref::as_ptr(&cluster.extent)) {
                     blocks += u64::from(cluster.extent.blocks());
                 }
             }

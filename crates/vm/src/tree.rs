@@ -8,6 +8,8 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "what is cast is an index below the fanout")]
 
+use overspill_slab::{OutOfMemory, Ref, kept};
+
 use crate::budget::{Budget, Charge};
 use crate::chunk::ChunkRef;
 use crate::sync::Arc;
@@ -15,13 +17,15 @@ use crate::sync::Arc;
 const FANOUT_BITS: u32 = 6;
 const FANOUT: usize = 1 << FANOUT_BITS;
 
-/// What a node costs in metadata, as the heap rounds it.
+/// What a node costs in metadata, as its slab rounds it.
 pub(crate) const NODE_COST: usize = std::mem::size_of::<Node>() + 32;
 
 struct Node {
     slots: [Slot; FANOUT],
     charge: Charge,
 }
+
+kept!(counted Node, "tree node");
 
 impl Clone for Node {
     fn clone(&self) -> Node {
@@ -33,7 +37,7 @@ impl Clone for Node {
 enum Slot {
     #[default]
     Empty,
-    Node(Arc<Node>),
+    Node(Ref<Node>),
     Chunk(ChunkRef),
 }
 
@@ -96,7 +100,7 @@ impl Tree {
         loop {
             match slot {
                 Slot::Chunk(found) if found.is_unshared() => return Found::Own(found),
-                Slot::Node(node) if Arc::strong_count(node) == 1 => {
+                Slot::Node(node) if Ref::handles(node) == 1 => {
                     level -= 1;
                     slot = &node.slots[index(chunk, level)];
                 }
@@ -108,8 +112,8 @@ impl Tree {
     /// Puts `make(what was there)` at `chunk`, copying shared nodes on the way.
     ///
     /// # Errors
-    /// Those of `make`; the tree then shows what it showed.
-    pub(crate) fn change<E>(
+    /// Those of `make`, and of want of memory; the tree then shows what it showed.
+    pub(crate) fn change<E: From<OutOfMemory>>(
         &mut self,
         chunk: u64,
         budget: &Arc<Budget>,
@@ -117,21 +121,20 @@ impl Tree {
     ) -> Result<&ChunkRef, E> {
         let fresh = make(self.get(chunk))?;
         while chunk >= self.capacity() {
-            let below = std::mem::take(&mut self.root);
-            if !matches!(below, Slot::Empty) {
-                let mut node = Self::node(budget);
-                node.slots[0] = below;
-                self.root = Slot::Node(Arc::new(node));
+            if !matches!(self.root, Slot::Empty) {
+                let mut node = Ref::new(Self::node(budget))?;
+                Ref::make_mut(&mut node)?.slots[0] = std::mem::take(&mut self.root);
+                self.root = Slot::Node(node);
             }
             self.height += 1;
         }
         let mut slot = &mut self.root;
         for level in (0..self.height).rev() {
             if matches!(slot, Slot::Empty) {
-                *slot = Slot::Node(Arc::new(Self::node(budget)));
+                *slot = Slot::Node(Ref::new(Self::node(budget))?);
             }
             let Slot::Node(node) = slot else { unreachable!("chunks are at level 0 only") };
-            slot = &mut Arc::make_mut(node).slots[index(chunk, level)];
+            slot = &mut Ref::make_mut(node)?.slots[index(chunk, level)];
         }
         *slot = Slot::Chunk(fresh);
         let Slot::Chunk(placed) = slot else { unreachable!("just placed") };
@@ -143,22 +146,27 @@ impl Tree {
     }
 
     /// Takes the chunk out, and nodes that fall empty with it.
-    pub(crate) fn remove(&mut self, chunk: u64) -> Option<ChunkRef> {
-        self.get(chunk)?;
-        let taken = Self::remove_below(&mut self.root, chunk, self.height);
+    ///
+    /// # Errors
+    /// When there is no memory to copy a node that others show too; nothing is taken out then.
+    pub(crate) fn remove(&mut self, chunk: u64) -> Result<Option<ChunkRef>, OutOfMemory> {
+        if self.get(chunk).is_none() {
+            return Ok(None);
+        }
+        let taken = Self::remove_below(&mut self.root, chunk, self.height)?;
         if matches!(self.root, Slot::Empty) {
             self.height = 0;
         }
-        taken
+        Ok(taken)
     }
 
-    fn remove_below(slot: &mut Slot, chunk: u64, level: u32) -> Option<ChunkRef> {
+    fn remove_below(slot: &mut Slot, chunk: u64, level: u32) -> Result<Option<ChunkRef>, OutOfMemory> {
         let taken = match slot {
             Slot::Node(node) => {
-                let node = Arc::make_mut(node);
-                let taken = Self::remove_below(&mut node.slots[index(chunk, level - 1)], chunk, level - 1);
+                let node = Ref::make_mut(node)?;
+                let taken = Self::remove_below(&mut node.slots[index(chunk, level - 1)], chunk, level - 1)?;
                 if node.slots.iter().any(|slot| !matches!(slot, Slot::Empty)) {
-                    return taken;
+                    return Ok(taken);
                 }
                 taken
             }
@@ -166,7 +174,7 @@ impl Tree {
             Slot::Empty => None,
         };
         *slot = Slot::Empty;
-        taken
+        Ok(taken)
     }
 
     /// The first chunk at or after `from`, with its number.

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use overspill_slab::Ref;
 use overspill_store::Store;
 use overspill_store::codec::MAX_CLUSTER;
 use overspill_sys::{Arena, REGION_FRAMES};
@@ -105,7 +106,7 @@ impl Shared {
     }
 
     /// Begins to read an extent, or joins who did.
-    pub(crate) fn begin_fetch(&self, extent: &Arc<Extent>, slot: Option<FetchSlot>) -> Begun {
+    pub(crate) fn begin_fetch(&self, extent: &Ref<Extent>, slot: Option<FetchSlot>) -> Begun {
         let begun = self.fetches.begin(extent, slot);
         if let Begun::New(fetch) = &begun {
             self.io.push_read(ReadIo(fetch.clone()));
@@ -181,7 +182,7 @@ impl Vm {
             counters: Counters::default(),
             io: IoQueue::default(),
             fetches: Fetches::new(config.fetch_slots),
-            pageout: Pageout::new(space.clone(), config.batches, config.batch_bytes),
+            pageout: Pageout::new(space.clone(), config.batches, config.batch_bytes)?,
             space,
             signals: OnceLock::new(),
             overhead: Mutex::new(None),

@@ -87,7 +87,9 @@ impl World {
             Op::Discard { object, page, pages } => {
                 let (object, model) = &mut self.objects[object];
                 let end = (page + pages) * PAGE;
-                object.discard(page as u64, if end > SPAN { u64::MAX } else { (page + pages) as u64 });
+                object
+                    .discard(page as u64, if end > SPAN { u64::MAX } else { (page + pages) as u64 })
+                    .unwrap();
                 model[page * PAGE..end.min(SPAN)].fill(0);
             }
             Op::Allocate { object, page, pages } => {

@@ -49,7 +49,7 @@ fn an_old_version_never_comes_back() {
     vm.set_eager(true);
     let first = take_write(&vm);
     write(&vm, &object, 0, 2);
-    object.discard(1, 2);
+    object.discard(1, 2).unwrap();
     while vm.pageout() == Step::Worked {}
     perform(&vm, first);
     assert_eq!(read(&vm, &object, 0), Ok(2));
@@ -90,7 +90,7 @@ fn slots_die_with_their_pages() {
         write(&vm, &object, page, 1);
     }
     assert!(vm.stats().stored_bytes < full, "the first chunk's extent went with its last page");
-    object.discard(16, 32);
+    object.discard(16, 32).unwrap();
     assert_eq!(vm.stats().stored_bytes, 0);
     evict_all(&vm);
     drop(object);
@@ -170,7 +170,7 @@ fn full_memory_is_an_error() {
     };
     assert_eq!(error, VmError::NoMemory);
     assert!(page > 1500, "nearly all of 8 MiB: {page}");
-    object.discard(0, 64);
+    object.discard(0, 64).unwrap();
     write(&vm, &object, 0, 3);
     assert_eq!(read(&vm, &object, 0), Ok(3));
 }
@@ -186,7 +186,7 @@ fn accounts_limit() {
     assert_eq!(block_on(&vm, object.write(0, &data, Space::Normal)), Err((20 * PAGE, VmError::NoSpace)));
     assert_eq!(block_on(&vm, object.write(0, &data, Space::Reserve)), Err((25 * PAGE, VmError::NoSpace)));
     assert_eq!((account.used(), object.pages()), (25, 25));
-    object.discard(0, 10);
+    object.discard(0, 10).unwrap();
     assert_eq!(account.used(), 15);
     assert_eq!(block_on(&vm, object.allocate(0, 6)), Err(VmError::NoSpace));
     block_on(&vm, object.allocate(0, 5)).unwrap();

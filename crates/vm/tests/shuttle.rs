@@ -279,8 +279,8 @@ fn write_evict_fork_punch() {
                     writer.write(0, 5);
                 }),
                 job(move || {
-                    puncher.object.discard(4, 5);
-                    puncher.object.discard(1, 2);
+                    puncher.object.discard(4, 5).unwrap();
+                    puncher.object.discard(1, 2).unwrap();
                 }),
                 job(move || {
                     let fork = source.fork();
@@ -321,7 +321,7 @@ fn write_evict_fork_and_punch_all() {
                     writer.write(0, 2);
                     writer.write(1, 3);
                 }),
-                job(move || puncher.object.discard(0, u64::MAX)),
+                job(move || puncher.object.discard(0, u64::MAX).unwrap()),
                 job(move || (0..3).for_each(|page| assert_eq!(reader.fill(page), 1))),
             ],
         );
@@ -494,8 +494,8 @@ fn writers_wait_for_who_frees() {
         let (keep, how) = (kept.clone(), thread_rng().gen_range(0..4));
         let freer = job(move || {
             match how {
-                0 => full.object.discard(0, 6),
-                1 => full.object.discard(0, u64::MAX),
+                0 => full.object.discard(0, 6).unwrap(),
+                1 => full.object.discard(0, u64::MAX).unwrap(),
                 2 => full.wait(full.object.zero(0, 6 * PAGE as u64)).unwrap(),
                 _ => return drop(full),
             }

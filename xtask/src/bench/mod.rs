@@ -3,6 +3,7 @@
 //! - `mount`: in budget, against the kernel's tmpfs, with the round trips that each operation costs.
 //! - `spill`: data four times the memory, against tmpfs with swap and against ext4.
 //! - `build`: a real build with memory for half its tree.
+//! - `slab`: the slab allocator, against glibc's, jemalloc, mimalloc and snmalloc.
 //!
 //! [`report`] is the form that all of them keep; [`worlds`] are the places they run in; [`undo`] leaves nothing behind.
 
@@ -11,6 +12,7 @@ mod cgroup;
 mod data;
 mod mount;
 pub(crate) mod report;
+mod slab;
 mod spill;
 pub(crate) mod tools;
 pub(crate) mod undo;
@@ -40,6 +42,8 @@ enum Which {
     Spill(spill::SpillArgs),
     /// A build with memory for half its tree
     Build(build::BuildArgs),
+    /// The slab allocator, against today's allocators
+    Slab(slab::SlabArgs),
     /// Runs one phase, as a child of `spill`
     #[command(hide = true)]
     Workload(workload::WorkloadArgs),
@@ -181,6 +185,7 @@ pub(crate) fn run(args: &BenchArgs) -> ExitCode {
         Which::Mount(args) => prepared(|| mount::run(args)),
         Which::Spill(args) => prepared(|| spill::run(args)),
         Which::Build(args) => prepared(|| build::run(args)),
+        Which::Slab(args) => slab::run(args),
         Which::Workload(args) => workload::work(args),
         Which::Within { group, command } => Err(cgroup::become_within(group, command)),
     };

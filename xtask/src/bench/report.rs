@@ -19,6 +19,8 @@ pub(crate) enum Unit {
     PerSecond,
     /// MiB per second.
     MibPerSecond,
+    /// Nanoseconds.
+    Nanos,
     /// Microseconds.
     Micros,
     /// Seconds.
@@ -29,6 +31,10 @@ pub(crate) enum Unit {
     RoundTrips,
     /// How many.
     Count,
+    /// One number over another, better small.
+    Ratio,
+    /// One number over another, better large.
+    Times,
 }
 
 impl Unit {
@@ -36,16 +42,19 @@ impl Unit {
         match self {
             Self::PerSecond => "op/s",
             Self::MibPerSecond => "MiB/s",
+            Self::Nanos => "ns",
             Self::Micros => "us",
             Self::Seconds => "s",
             Self::Mib => "MiB",
             Self::RoundTrips => "trips/op",
             Self::Count => "count",
+            Self::Ratio => "ratio",
+            Self::Times => "times",
         }
     }
 
     fn less_is_better(self) -> bool {
-        !matches!(self, Self::PerSecond | Self::MibPerSecond)
+        !matches!(self, Self::PerSecond | Self::MibPerSecond | Self::Times)
     }
 }
 
@@ -124,6 +133,15 @@ impl Measure {
     /// The same, of which the worst counts.
     pub(crate) fn worst(row: impl Into<String>, unit: Unit, value: Value) -> Self {
         Self { worst: true, ..Self::new(row, unit, value) }
+    }
+
+    /// Whether this is the better of two in one row.
+    pub(crate) fn is_better_than(&self, other: &Self) -> bool {
+        match (self.value.number(), other.value.number()) {
+            (Some(ours), Some(theirs)) if self.unit.less_is_better() => ours < theirs,
+            (Some(ours), Some(theirs)) => ours > theirs,
+            (ours, _) => ours.is_some(),
+        }
     }
 
     /// The same with a note.

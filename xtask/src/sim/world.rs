@@ -403,7 +403,7 @@ impl World {
                 }
                 assert_excused(error, mode, &faults.counts());
                 // The pages at its ends may be zeroed or not; finish it in the plainest way.
-                object.discard((at / PAGE) as u64, (at + len).div_ceil(PAGE) as u64);
+                object.discard((at / PAGE) as u64, (at + len).div_ceil(PAGE) as u64).expect("no copy fails");
             }
             let mut subjects = subjects.borrow_mut();
             let subject = &mut subjects[who];
@@ -439,7 +439,7 @@ impl World {
         self.say(["discard", "be forked,", "be replaced,"][what], who, at, len);
         match what {
             0 => {
-                subjects[who].object.discard(first as u64, end as u64);
+                subjects[who].object.discard(first as u64, end as u64).expect("no copy fails");
                 subjects[who].model.zero(first * PAGE, (end - first) * PAGE);
             }
             1 if other != who && subjects[other].next.is_none() && subjects[other].readers == 0 => {
