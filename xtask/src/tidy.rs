@@ -13,7 +13,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("vm", &["sys", "slab", "store"]),
     ("tmpfs", &["slab", "vm"]),
     ("fuse", &["vm", "tmpfs"]),
-    ("overspill", &["sys", "store", "vm", "tmpfs", "fuse"]),
+    ("overspill", &["sys", "slab", "store", "vm", "tmpfs", "fuse"]),
     ("cli", &["overspill"]),
 ];
 

@@ -55,6 +55,10 @@ pub(crate) enum Error {
 
     #[error("{} is not on an overspill mount; `findmnt -S overspill` lists those there are", .0.display())]
     NotOverspill(PathBuf),
+    #[error("there is no overspill mount; `overspill mount` makes one")]
+    NoMount,
+    #[error("there are several overspill mounts; name one (`findmnt -S overspill` lists them)")]
+    WhichMount,
     #[error("nothing of overspill is mounted at {} itself; its mountpoint is {}", .0.display(), .1.display())]
     NotTheMountpoint(PathBuf, PathBuf),
     #[error("the mount at {at} is dead: its daemon is gone and its contents with it; `overspill umount {at}` clears it", at = .0.display())]
@@ -92,7 +96,7 @@ impl Error {
 
     fn exit(&self) -> Exit {
         match self {
-            Error::UnknownOption(_) | Error::BadValue { .. } => Exit::Usage,
+            Error::UnknownOption(_) | Error::WhichMount | Error::BadValue { .. } => Exit::Usage,
             Error::BadSize { .. }
             | Error::MemoryTooSmall { .. }
             | Error::MemoryTooLarge { .. }
@@ -109,7 +113,9 @@ impl Error {
             | Error::UnmountDenied(..) => Exit::Permission,
             Error::NoFusermount(_) => Exit::Fuse,
             Error::Busy(..) => Exit::Busy,
-            Error::NotOverspill(_) | Error::NotTheMountpoint(..) | Error::Dead(_) => Exit::NotMounted,
+            Error::NotOverspill(_) | Error::NoMount | Error::NotTheMountpoint(..) | Error::Dead(_) => {
+                Exit::NotMounted
+            }
             Error::Mount(_)
             | Error::Daemon { .. }
             | Error::Log(..)

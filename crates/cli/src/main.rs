@@ -16,6 +16,7 @@ mod options;
 mod plan;
 mod probe;
 mod size;
+mod slabinfo;
 mod stats;
 mod table;
 mod umount;
@@ -39,6 +40,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Show where every byte of a mount is.
     Stats(stats::StatsArgs),
+    /// Show what kind of objects a daemon's metadata is.
+    Slabinfo(slabinfo::SlabinfoArgs),
     /// Show what this machine allows: one line each, its effect, how to get it.
     Doctor,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Slabinfo(args) => slabinfo::run(&args),
         Command::Doctor => doctor::run(),
     };
     ExitCode::from(match result {

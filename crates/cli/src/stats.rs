@@ -59,7 +59,7 @@ pub(crate) fn run(args: &StatsArgs) -> Result<(), Error> {
 }
 
 /// The mount `path` is on.
-fn find(path: &std::path::Path) -> Result<Entry, Error> {
+pub(crate) fn find(path: &std::path::Path) -> Result<Entry, Error> {
     let mounts = Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?;
     let absolute = mounts.resolve(path).map_err(|e| Error::Unreachable(path.to_owned(), e))?;
     match mounts.containing(&absolute) {

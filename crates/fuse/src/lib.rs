@@ -38,8 +38,11 @@ use server::Server;
 use shim::Shim;
 use space::{Remount, Space};
 
-/// The extended attribute of the root directory that holds the mount's statistics as JSON.
-pub const STATS_XATTR: &str = "overspill.stats";
+/// Extended attributes of the root directory whose names begin so are reports on the mount, made when they are read.
+pub const REPORTS: &str = "overspill.";
+
+/// Makes a report by its name, [`REPORTS`] taken off; `None` for one there is not.
+pub type Reports = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -103,7 +106,7 @@ pub struct Mounted {
     pub notes: Vec<String>,
 }
 
-/// Mounts `fs` and serves it. `spawn` runs requests that wait; `stats` makes the text of [`STATS_XATTR`]; `often` is
+/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes what [`REPORTS`] promises; `often` is
 /// called a few times a second.
 ///
 /// # Errors
@@ -112,7 +115,7 @@ pub fn mount(
     fs: &Arc<TmpFs>,
     options: &FuseOptions,
     spawn: Arc<dyn Spawn>,
-    stats: Box<dyn Fn() -> String + Send + Sync>,
+    reports: Reports,
     often: Box<dyn Fn() + Send>,
 ) -> Result<Mounted, FuseError> {
     let failed = |error| FuseError::Mount(options.mountpoint.clone(), error);
@@ -124,7 +127,7 @@ pub fn mount(
         parking: Parking::new(spawn, tuning.threads, tuning.max_background.into()),
         kernel: Kernel::new().map_err(failed)?,
         space: Arc::new(Space::new(fs, options.dirty_max, may_remount)),
-        stats,
+        reports,
         nobody: nobody(),
         awaiting_forgets: AtomicBool::new(false),
         lasting_orphans: AtomicU64::new(0),

@@ -46,8 +46,7 @@ pub(crate) struct Server {
     pub(crate) parking: Parking,
     pub(crate) kernel: Kernel,
     pub(crate) space: Arc<Space>,
-    /// Makes the text of the statistics attribute.
-    pub(crate) stats: Box<dyn Fn() -> String + Send + Sync>,
+    pub(crate) reports: crate::Reports,
     /// Attributes for "no such name".
     pub(crate) nobody: FileAttr,
     /// Somebody waits for FORGETs: one thread at most, the others are needed to receive them.

@@ -351,8 +351,11 @@ impl Filesystem for Shim {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if ino.0 == overspill_tmpfs::ROOT_INO && name == crate::STATS_XATTR {
-            return answer_xattr((self.0.stats)().as_bytes(), size, reply);
+        let report = name.to_str().and_then(|name| name.strip_prefix(crate::REPORTS));
+        if ino.0 == overspill_tmpfs::ROOT_INO
+            && let Some(report) = report.and_then(|report| (self.0.reports)(report))
+        {
+            return answer_xattr(report.as_bytes(), size, reply);
         }
         match self.0.fs.getxattr(ino.0, name.as_bytes()) {
             Ok(value) => answer_xattr(&value, size, reply),

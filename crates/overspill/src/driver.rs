@@ -252,12 +252,13 @@ fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>) {
         if let Some(watch) = &mut watch {
             watch.look(vm);
         }
+        overspill_slab::reap_all(false);
         vm.maintain();
     }
 }
 
 /// Holds the process to its memory, whatever it went to (iron rule 3): what the budget's own counting misses, mostly
-/// holes in the heap, is measured and counted as overhead.
+/// holes in heap and slabs, is measured and counted as overhead.
 struct MemoryWatch {
     memory: usize,
     overhead: usize,
@@ -289,6 +290,7 @@ impl MemoryWatch {
         if (resident > self.memory || much_freed) && self.trimmed.elapsed() > TRIM {
             self.trimmed = Instant::now();
             self.metadata = metadata;
+            overspill_slab::reap_all(true);
             overspill_sys::process::trim_heap();
         }
         let needed = resident.saturating_sub(idle);

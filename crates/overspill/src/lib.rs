@@ -13,6 +13,7 @@ pub mod mount;
 pub mod place;
 pub mod stats;
 
+pub use overspill_slab as slab;
 pub use overspill_store as store;
 pub use overspill_tmpfs as tmpfs;
 pub use overspill_vm as vm;

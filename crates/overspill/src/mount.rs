@@ -204,9 +204,13 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         clock: Arc::new(now),
     })?);
     let fixed = Fixed { budget_bytes: options.memory, store_mode };
-    let stats = {
+    let reports = {
         let (vm, fs) = (vm.clone(), fs.clone());
-        move || serde_json::to_string(&stats::collect(&fixed, &vm, &fs)).unwrap_or_default()
+        move |report: &str| match report {
+            stats::STATS => serde_json::to_string(&stats::collect(&fixed, &vm, &fs)).ok(),
+            stats::SLABINFO => serde_json::to_string(&stats::slabinfo()).ok(),
+            _ => None,
+        }
     };
     let often = {
         let (vm, fs, size) = (vm.clone(), fs.clone(), options.size / PAGE as u64);
@@ -217,7 +221,7 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         &fs,
         &fuse_options(&options, tuning, dirty_max),
         driver.spawner(),
-        Box::new(stats),
+        Box::new(reports),
         Box::new(often),
     )?;
     notes.extend(mounted.notes.iter().cloned());

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use overspill_slab::slabinfo;
 use overspill_tmpfs::TmpFs;
 use overspill_vm::Vm;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,10 @@ pub struct Stats {
     pub vm_used_bytes: u64,
     /// Of that: metadata.
     pub metadata_bytes: u64,
+    /// Of metadata: what caches of objects hold, used or not.
+    pub slab_bytes: u64,
+    /// Of that: free, and not given back yet.
+    pub slab_free_bytes: u64,
     /// Of the budget: for buffers of pageout, page-in and FUSE.
     pub buffer_bytes: u64,
     /// Pages in memory, each counted whole.
@@ -84,14 +89,57 @@ pub enum StatsError {
 /// # Errors
 /// When `root` is not the root of a mount of ours, or it does not answer.
 pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
+    report(root, STATS)
+}
+
+/// Asks a mount for the caches that its metadata is in.
+///
+/// # Errors
+/// As [`of_mount`].
+pub fn slabinfo_of_mount(root: &Path) -> Result<Slabinfo, StatsError> {
+    report(root, SLABINFO)
+}
+
+fn report<T: serde::de::DeserializeOwned>(root: &Path, which: &str) -> Result<T, StatsError> {
     let name = || root.display().to_string();
     let mut buf = vec![0; 64 << 10];
-    let len =
-        rustix::fs::getxattr(root, overspill_fuse::STATS_XATTR, &mut buf).map_err(|error| match error {
-            rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
-            error => StatsError::NoAnswer(name(), error.into()),
-        })?;
+    let attribute = format!("{}{which}", overspill_fuse::REPORTS);
+    let len = rustix::fs::getxattr(root, attribute, &mut buf).map_err(|error| match error {
+        rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
+        error => StatsError::NoAnswer(name(), error.into()),
+    })?;
     serde_json::from_slice(&buf[..len]).map_err(|error| StatsError::Garbled(name(), error))
+}
+
+/// Names of the reports a mount gives.
+pub(crate) const STATS: &str = "stats";
+pub(crate) const SLABINFO: &str = "slabinfo";
+
+/// The caches of a daemon, and the arena they take from. Bytes and counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Slabinfo {
+    /// Each cache: fields as in [`overspill_slab::slabinfo::CacheInfo`].
+    pub caches: Vec<serde_json::Value>,
+    /// Address space the arena has.
+    pub imported_bytes: u64,
+    /// Of that: in caches.
+    pub used_bytes: u64,
+    /// Of that: may be in RAM.
+    pub resident_bytes: u64,
+    /// What describes the arena itself.
+    pub record_bytes: u64,
+}
+
+pub(crate) fn slabinfo() -> Slabinfo {
+    let arena = overspill_slab::global().info();
+    let caches = slabinfo::snapshot();
+    Slabinfo {
+        caches: caches.iter().filter_map(|cache| serde_json::to_value(cache).ok()).collect(),
+        imported_bytes: arena.imported as u64,
+        used_bytes: arena.used as u64,
+        resident_bytes: arena.resident as u64,
+        record_bytes: arena.records as u64,
+    }
 }
 
 /// What does not change while a mount lives.
@@ -106,6 +154,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
     let f = fs.stats();
     let usage = vm.store().map(|store| store.usage()).unwrap_or_default();
     let (rss_bytes, rss_peak_bytes) = rss();
+    let slab = slabinfo::snapshot();
     let page = overspill_vm::PAGE as u64;
     Stats {
         pid: std::process::id(),
@@ -116,6 +165,11 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         vm_limit_bytes: v.limit_bytes as u64,
         vm_used_bytes: v.charged_bytes as u64,
         metadata_bytes: v.metadata_bytes as u64,
+        slab_bytes: slab.iter().map(|cache| cache.memory as u64).sum(),
+        slab_free_bytes: slab
+            .iter()
+            .map(|cache| (cache.memory - cache.active * cache.object_size) as u64)
+            .sum(),
         buffer_bytes: fixed.budget_bytes.saturating_sub(v.limit_bytes as u64),
         resident_bytes: v.resident_bytes as u64,
         dirty_bytes: v.dirty_bytes as u64,

@@ -84,3 +84,38 @@ fn watch_ends_with_the_mount() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"budget_bytes\""), "{output:?}");
     mount.nothing_left();
 }
+
+#[test]
+fn slabinfo_shows_where_metadata_is_and_agrees_with_stats() {
+    let mount = Mount::new(&["--memory", "16M", "--size", "64M"]);
+    for i in 0..2000 {
+        fs::write(mount.path(&format!("f{i}")), "x").unwrap();
+    }
+    let text = ok(&overspill(["slabinfo".as_ref(), "--json".as_ref(), mount.dir.as_os_str()]));
+    let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let caches = info["caches"].as_array().unwrap();
+    let active = |name: &str| caches.iter().find(|c| c["name"] == name).unwrap()["active"].as_u64().unwrap();
+    assert!(active("inode") >= 2001 && active("directory entry") >= 2000, "{text}");
+    let sum: u64 = caches.iter().map(|cache| cache["memory"].as_u64().unwrap()).sum();
+    assert_eq!(sum, info["used_bytes"].as_u64().unwrap(), "caches are all there is");
+    // Nothing happens meanwhile but the asking.
+    assert!(mount.stat("slab_bytes").abs_diff(sum) < 64 << 10, "{sum} and {}", mount.stats());
+    assert!(mount.stat("slab_bytes") <= mount.stat("rss_bytes"));
+
+    let table = ok(&overspill(["slabinfo".as_ref(), "--sort=active".as_ref(), mount.dir.as_os_str()]));
+    let first: Vec<&str> =
+        table.lines().take(3).map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!((first[0], table.contains("directory entry")), ("NAME", true), "{table}");
+
+    for i in 0..2000 {
+        fs::remove_file(mount.path(&format!("f{i}"))).unwrap();
+    }
+    eventually("reaped", || mount.stat("slab_bytes") < sum / 2);
+}
+
+#[test]
+fn slabinfo_of_nothing_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = overspill(["slabinfo".as_ref(), dir.path().as_os_str()]);
+    crate::harness::refused(&output, 9, &["not on an overspill mount"]);
+}
