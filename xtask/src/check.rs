@@ -34,8 +34,23 @@ pub(crate) fn test() -> Result<(), String> {
         let args = ["test", "-p", package, "--features", "shuttle", "--test", "shuttle"];
         run(&mut command("cargo", &args))?;
     }
+    asan()?;
     println!("\n$ cargo xtask sim");
     sim::simulate(&sim::SimArgs::default())
+}
+
+/// The crates with unsafe code under AddressSanitizer, which the stable compiler has but does not offer.
+///
+/// # Errors
+/// When something was found, or the planted fault was not.
+pub(crate) fn asan() -> Result<(), String> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let args =
+        ["test", "-p", "overspill-slab", "-p", "overspill-sys", "--lib", "--tests", "--target", &target];
+    let mut test = command("cargo", &args);
+    test.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
+    // Its own folder: other flags would build everything anew each time.
+    run(test.args(["--target-dir", "target/asan"]).env("OVERSPILL_ASAN", "1"))
 }
 
 /// Programs the tests run against, and the packages they come in.

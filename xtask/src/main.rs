@@ -15,6 +15,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Development commands of overspill")]
 enum Command {
+    /// Run the crates with unsafe code under AddressSanitizer.
+    Asan,
     /// Measure overspill against what the kernel offers.
     Bench(bench::BenchArgs),
     /// Check formatting, lints and documentation.
@@ -30,6 +32,7 @@ enum Command {
 fn main() -> ExitCode {
     match Command::parse() {
         Command::Bench(args) => bench::run(&args),
+        Command::Asan => run::finish(check::asan()),
         Command::Check => run::finish(check::check()),
         Command::Test => run::finish(check::test()),
         Command::Demo(args) => run::finish(demo::demo(&args)),

@@ -163,6 +163,8 @@ impl Raw {
         let previous = slot.previous.swap(loaded, Ordering::Relaxed);
         if !previous.is_null() {
             // SAFETY: it was the slot's, and the lock is held.
+            slot.hits.fetch_add(unsafe { Magazine::take_served(previous) }, Ordering::Relaxed);
+            // SAFETY: it was the slot's, and the lock is held.
             unsafe {
                 if Magazine::count(previous) > 0 {
                     depot.filled.push(previous);

@@ -40,6 +40,18 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         NonNull::new(unsafe { entries.add(leaf).as_ref() }.load(Ordering::Acquire))
     }
 
+    /// Has the entry of an address brought into the cache.
+    pub(crate) fn prefetch(&self, address: usize) {
+        let Some((root, leaf)) = Self::split(address) else { return };
+        let Some(table) = NonNull::new(self.root.load(Ordering::Acquire)) else { return };
+        // SAFETY: as in `get`; the entry is not read.
+        unsafe {
+            if let Some(entries) = NonNull::new(table.add(root).as_ref().load(Ordering::Acquire)) {
+                prefetch(entries.add(leaf));
+            }
+        }
+    }
+
     /// Sets every page of `bytes` from `address`; `None` clears, and cannot fail where something was set.
     ///
     /// # Errors
@@ -61,6 +73,18 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         }
         Ok(())
     }
+}
+
+/// Has what lies there brought into the cache.
+pub(crate) fn prefetch<T>(at: NonNull<T>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it reads nothing, and faults for no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 fn table_of<T>(

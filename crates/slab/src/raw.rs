@@ -14,13 +14,13 @@ use crate::report::{self, Fault};
 use crate::slab::{PAGES, Slab, Slabs};
 use crate::source::PageSource;
 use crate::sync::Mutex;
-use crate::{OutOfMemory, PAGE, registry};
+use crate::{OutOfMemory, PAGE, pagemap, registry};
 
 /// A reap that was not forced does nothing when the last was so recently (R46).
 pub const REAP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Sizes of objects from which on magazines are smaller, and how large they are.
-const MAGAZINES: [(usize, usize); 3] = [(256, 126), (4096, 62), (32768, 6)];
+const MAGAZINES: [(usize, usize); 3] = [(256, 125), (4096, 61), (32768, 5)];
 
 /// Makes an object: cannot fail, allocate or block.
 #[derive(Clone, Copy)]
@@ -158,6 +158,10 @@ impl Raw {
     #[cold]
     #[inline(never)]
     fn alloc_cold(&self) -> Result<NonNull<u8>, OutOfMemory> {
+        if crate::inject::strikes() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            return Err(OutOfMemory);
+        }
         if self.config.guard > 0
             && let Some(object) = self.alloc_guarded()
         {
@@ -222,6 +226,11 @@ impl Raw {
 
     /// Gives objects back to their slabs. What is none of ours is reported, and ends the process: memory is corrupt.
     pub(crate) fn put_into_slabs(&self, objects: &[*mut u8]) {
+        if objects.len() > 1 {
+            // Among millions of objects each header is a miss of the cache: they are fetched together, not in turn.
+            objects.iter().for_each(|object| PAGES.prefetch(object.addr()));
+            objects.iter().filter_map(|object| PAGES.get(object.addr())).for_each(pagemap::prefetch);
+        }
         let mut slabs = self.slabs.lock();
         for object in objects.iter().filter_map(|object| NonNull::new(*object)) {
             if let Err(fault) = slabs.put(self.this(), &self.geometry, object) {
@@ -430,7 +439,7 @@ fn headers() -> Result<&'static Raw, OutOfMemory> {
 /// Magazines of so many rounds.
 fn magazines(rounds: usize) -> Option<&'static Raw> {
     static CACHES: [OnceLock<Internal>; 3] = [const { OnceLock::new() }; 3];
-    const NAMES: [&str; 3] = ["magazine 126", "magazine 62", "magazine 6"];
+    const NAMES: [&str; 3] = ["magazine 125", "magazine 61", "magazine 5"];
     let i = MAGAZINES.iter().position(|(_, r)| *r == rounds)?;
     internal_in(&CACHES[i], NAMES[i], Magazine::bytes(rounds)).ok()
 }

@@ -101,17 +101,23 @@ pub(crate) fn info(raw: &Raw) -> CacheInfo {
     let g = &raw.geometry;
     let depot = raw.depot.lock();
     let slabs = raw.slabs.lock();
-    let in_slots = raw.cpu.slots().iter().flat_map(|slot| {
-        use crate::sync::atomic::Ordering::Acquire;
-        [slot.loaded.load(Acquire), slot.previous.load(Acquire)]
-    });
+    let in_slots = || {
+        raw.cpu.slots().iter().flat_map(|slot| {
+            use crate::sync::atomic::Ordering::Acquire;
+            [slot.loaded.load(Acquire), slot.previous.load(Acquire)]
+        })
+    };
     // SAFETY: magazines are freed, and leave slots, only under the depot's lock.
     let cached: usize = depot
         .filled
         .iter()
-        .chain(in_slots.filter(|m| !m.is_null()))
+        .chain(in_slots().filter(|m| !m.is_null()))
         .map(|magazine| unsafe { Magazine::count(magazine) })
         .sum();
+    // SAFETY: as above.
+    let served = |magazine: *mut Magazine| unsafe { Magazine::served(magazine) };
+    let gone = raw.cpu.slots().iter().map(|slot| slot.hits.load(crate::sync::atomic::Ordering::Relaxed));
+    let hits = gone.chain(in_slots().filter(|m| !m.is_null()).map(served)).sum();
     let memory = slabs.slabs * g.slab;
     let active = slabs.in_use.saturating_sub(cached);
     let lost = memory.saturating_sub(active * g.size);
@@ -136,7 +142,7 @@ pub(crate) fn info(raw: &Raw) -> CacheInfo {
         memory: memory + raw.own_bytes(),
         reclaimable: slabs.empty.len() * g.slab,
         fragmentation: if memory == 0 { 0.0 } else { ratio(lost, memory) },
-        hits: raw.cpu.slots().iter().map(|slot| slot.hits.load(Ordering::Relaxed)).sum(),
+        hits,
         fills: depot.fills,
         drains: depot.drains,
         exchanges: depot.exchanges,

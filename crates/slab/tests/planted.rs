@@ -265,6 +265,24 @@ fn double_free_of_a_guarded_object() {
     });
 }
 
+/// One fault that is none of ours to find: under AddressSanitizer (`cargo xtask asan`) it must, or it is not there.
+#[test]
+fn a_heap_overrun_is_seen_by_the_sanitizer() {
+    if std::env::var_os("OVERSPILL_ASAN").is_none() {
+        return;
+    }
+    planted(
+        "a_heap_overrun_is_seen_by_the_sanitizer",
+        None,
+        &["AddressSanitizer: heap-buffer-overflow"],
+        || {
+            let mut bytes = vec![0u8; 40];
+            // SAFETY: it is not; that is the test.
+            unsafe { std::hint::black_box(bytes.as_mut_ptr()).add(40).write_volatile(1) };
+        },
+    );
+}
+
 #[test]
 fn an_honest_program_is_left_alone() {
     planted("an_honest_program_is_left_alone", None, &[], || {

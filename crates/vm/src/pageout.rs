@@ -201,6 +201,11 @@ impl Pageout {
             return Step::AwaitIo;
         };
         let capacity = u32::try_from(batch.buf.len() / BLOCK).expect("batches are small");
+        // Usually full: it was brought up when its last write ended.
+        if batch.extents.fill(capacity as usize).is_err() && batch.extents.left() == 0 {
+            self.idle.lock().push(batch);
+            return if self.in_flight() > 0 { Step::AwaitIo } else { Step::Stuck };
+        }
         let run = match space.allocate(MAX_CLUSTER_BLOCKS.min(capacity), capacity) {
             Ok(run) => Ok(run),
             // No long run: a single cluster may still fit a short one, once its length is known.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use overspill_slab::{CpuMode, choose_cpu_mode, inject};
 use overspill_store::{FaultCounts, Faults, FaultyStore, MemStore};
 use overspill_vm::testing::{check, perform};
 use overspill_vm::{Account, CHUNK, Io, Object, PAGE, Space, Step, Vm, VmConfig, VmError};
@@ -128,13 +129,25 @@ enum Mode {
     Damages,
     Full,
     AccountFull,
+    /// The VM's object caches now and then have no memory (R47).
+    NoObjects,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let modes =
-            [Mode::Sound, Mode::FailsWrites, Mode::FailsReads, Mode::Damages, Mode::Full, Mode::AccountFull];
+        // Without magazines every allocation can fail, and which does depends on nothing but the seed.
+        choose_cpu_mode(CpuMode::Off);
+        inject::fail_one_in(0, 0);
+        let modes = [
+            Mode::Sound,
+            Mode::FailsWrites,
+            Mode::FailsReads,
+            Mode::Damages,
+            Mode::Full,
+            Mode::AccountFull,
+            Mode::NoObjects,
+        ];
         let mode = modes[rng.random_range(0..modes.len())];
         let store = FaultyStore::new(Arc::new(MemStore::unprepared(50_000)), seed);
         let faults = store.faults();
@@ -150,6 +163,9 @@ impl World {
             + config.fetch_slots * CHUNK
             + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
+        if mode == Mode::NoObjects {
+            inject::fail_one_in(rng.random_range(2..200), seed);
+        }
         let limit = if mode == Mode::AccountFull { 100 } else { 1 << 20 };
         let account = Account::new(limit);
         let subject = || Subject::new(vm.object(&account), Model::new(PAGES));
@@ -178,6 +194,7 @@ impl World {
             Mode::Damages => "damages data",
             Mode::Full => "is full early",
             Mode::AccountFull => "is sound, with an account that is full early",
+            Mode::NoObjects => "is sound, with object caches that fail",
         }
     }
 
@@ -212,7 +229,7 @@ impl World {
             Mode::Damages => {
                 &[&f.read_flip, &f.write_flip, &f.torn_silent, &f.misdirected_write, &f.misdirected_read]
             }
-            Mode::Sound | Mode::Full | Mode::AccountFull => &[],
+            Mode::Sound | Mode::Full | Mode::AccountFull | Mode::NoObjects => &[],
         };
         for fault in set {
             fault.store(chance(&mut self.rng), Ordering::Relaxed);
@@ -403,7 +420,7 @@ impl World {
                 }
                 assert_excused(error, mode, &faults.counts());
                 // The pages at its ends may be zeroed or not; finish it in the plainest way.
-                object.discard((at / PAGE) as u64, (at + len).div_ceil(PAGE) as u64).expect("no copy fails");
+                discard(&object, at / PAGE, (at + len).div_ceil(PAGE), mode);
             }
             let mut subjects = subjects.borrow_mut();
             let subject = &mut subjects[who];
@@ -439,7 +456,7 @@ impl World {
         self.say(["discard", "be forked,", "be replaced,"][what], who, at, len);
         match what {
             0 => {
-                subjects[who].object.discard(first as u64, end as u64).expect("no copy fails");
+                discard(&subjects[who].object, first, end, self.mode);
                 subjects[who].model.zero(first * PAGE, (end - first) * PAGE);
             }
             1 if other != who && subjects[other].next.is_none() && subjects[other].readers == 0 => {
@@ -525,10 +542,21 @@ impl World {
 }
 
 /// Asserts that an operation may fail this way with this seed.
+/// Discards pages. Where that found no memory it is done again: a discard may be done twice, and must come to an end.
+fn discard(object: &Object, first: usize, end: usize, mode: Mode) {
+    for _ in 0..10_000 {
+        match object.discard(first as u64, end as u64) {
+            Ok(()) => return,
+            Err(error) => assert!(mode == Mode::NoObjects && error == VmError::NoMemory, "{error}"),
+        }
+    }
+    panic!("a discard never ends");
+}
+
 fn assert_excused(error: VmError, mode: Mode, injected: &FaultCounts) {
     let excused = match error {
         VmError::NoSpace => mode == Mode::AccountFull,
-        VmError::NoMemory => matches!(mode, Mode::Full | Mode::FailsWrites),
+        VmError::NoMemory => matches!(mode, Mode::Full | Mode::FailsWrites | Mode::NoObjects),
         VmError::StoreRead => mode == Mode::FailsReads && injected.errors > 0,
         VmError::Lost => mode == Mode::Damages && injected.corruptions > 0,
         _ => false,

@@ -2,13 +2,14 @@
 
 use std::ptr::null_mut;
 
-use crate::sync::atomic::{AtomicPtr, AtomicU32};
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// Objects follow the header, `capacity` of them. `objects[..count]` are there. Atomic because snapshots read `count`
-/// while the owner changes it; nothing is ordered by it.
+/// Objects follow the header, `capacity` of them; as many as the count says are there.
 #[repr(C)]
 pub(crate) struct Magazine {
-    pub(crate) count: AtomicU32,
+    /// The count in the lowest 16 bits, and above them how many allocations it served: both change with one store.
+    /// Atomic because snapshots read it while the owner changes it; nothing is ordered by it.
+    word: AtomicU64,
     pub(crate) capacity: u32,
     /// The next in a depot's list.
     pub(crate) next: *mut Magazine,
@@ -16,7 +17,7 @@ pub(crate) struct Magazine {
 
 /// Bytes before the objects; the rseq paths know this number.
 #[cfg(not(feature = "shuttle"))]
-const HEADER: usize = 16;
+const HEADER: usize = 24;
 
 #[cfg(not(feature = "shuttle"))]
 const _: () = assert!(size_of::<Magazine>() == HEADER);
@@ -27,7 +28,7 @@ unsafe impl Sync for Magazine {}
 /// What is loaded where no magazine is: empty and full at once, so that both ways lead to the slow path.
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn nothing() -> *mut Magazine {
-    static NOTHING: Magazine = Magazine { count: AtomicU32::new(0), capacity: 0, next: null_mut() };
+    static NOTHING: Magazine = Magazine { word: AtomicU64::new(0), capacity: 0, next: null_mut() };
     (&raw const NOTHING).cast_mut()
 }
 
@@ -36,13 +37,16 @@ pub(crate) fn nothing() -> *mut Magazine {
     // An atomic of shuttle's belongs to one execution: one for each thread that asks, leaked by the test's process.
     shuttle::lazy_static! {
         static ref NOTHING: usize = Box::leak(Box::new(Magazine {
-            count: AtomicU32::new(0),
+            word: AtomicU64::new(0),
             capacity: 0,
             next: null_mut(),
         })) as *mut Magazine as usize;
     }
     *NOTHING as *mut Magazine
 }
+
+/// What an allocation adds to a magazine's word: one served, one object less.
+const POP: u64 = (1 << 16) - 1;
 
 impl Magazine {
     /// Bytes of a magazine for so many objects.
@@ -55,7 +59,7 @@ impl Magazine {
     pub(crate) unsafe fn init(at: *mut Magazine, capacity: usize) {
         let capacity = u32::try_from(capacity).expect("small");
         // SAFETY: by contract.
-        unsafe { at.write(Magazine { count: AtomicU32::new(0), capacity, next: null_mut() }) };
+        unsafe { at.write(Magazine { word: AtomicU64::new(0), capacity, next: null_mut() }) };
     }
 
     /// The place of an object.
@@ -73,15 +77,48 @@ impl Magazine {
     /// `at` is a magazine.
     pub(crate) unsafe fn count(at: *mut Magazine) -> usize {
         // SAFETY: by contract.
-        unsafe { (*at).count.load(crate::sync::atomic::Ordering::Relaxed) as usize }
+        (unsafe { (*at).word.load(Ordering::Relaxed) } & 0xffff) as usize
+    }
+
+    /// How many allocations it has served.
+    ///
+    /// # Safety
+    /// `at` is a magazine.
+    pub(crate) unsafe fn served(at: *mut Magazine) -> u64 {
+        // SAFETY: by contract.
+        unsafe { (*at).word.load(Ordering::Relaxed) >> 16 }
     }
 
     /// # Safety
     /// The caller holds the magazine.
     pub(crate) unsafe fn set_count(at: *mut Magazine, count: usize) {
-        let count = u32::try_from(count).expect("small");
         // SAFETY: by contract.
-        unsafe { (*at).count.store(count, crate::sync::atomic::Ordering::Relaxed) };
+        unsafe {
+            let served = Self::served(at);
+            (*at).word.store(served << 16 | count as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an allocation, and an object less.
+    ///
+    /// # Safety
+    /// The caller holds the magazine, and it is not empty.
+    pub(crate) unsafe fn served_one(at: *mut Magazine) {
+        // SAFETY: by contract.
+        unsafe { (*at).word.store((*at).word.load(Ordering::Relaxed) + POP, Ordering::Relaxed) };
+    }
+
+    /// Takes the count of allocations out of it.
+    ///
+    /// # Safety
+    /// The caller holds the magazine.
+    pub(crate) unsafe fn take_served(at: *mut Magazine) -> u64 {
+        // SAFETY: by contract.
+        unsafe {
+            let served = Self::served(at);
+            (*at).word.store(Self::count(at) as u64, Ordering::Relaxed);
+            served
+        }
     }
 
     /// The objects that are there.
@@ -101,8 +138,8 @@ pub(crate) struct Slot {
     pub(crate) loaded: AtomicPtr<Magazine>,
     /// Or null. Under the depot's lock.
     pub(crate) previous: AtomicPtr<Magazine>,
-    /// Allocations that `loaded` served; a few may be counted twice.
-    pub(crate) hits: std::sync::atomic::AtomicU64,
+    /// Allocations that magazines served which were loaded here. Under the depot's lock.
+    pub(crate) hits: AtomicU64,
     /// The owner is inside a fast path (threads only).
     pub(crate) busy: AtomicU32,
     /// What a reaper took out of `loaded` for a moment, else nothing. Under the depot's lock.
@@ -114,7 +151,7 @@ impl Slot {
         Slot {
             loaded: AtomicPtr::new(nothing()),
             previous: AtomicPtr::new(null_mut()),
-            hits: std::sync::atomic::AtomicU64::new(0),
+            hits: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             held: AtomicPtr::new(nothing()),
         }

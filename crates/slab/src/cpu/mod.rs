@@ -49,16 +49,26 @@ fn membarrier(command: libc::c_int) -> bool {
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
 }
 
+static MACHINE: OnceLock<Machine> = OnceLock::new();
+
 fn machine() -> Machine {
-    static MACHINE: OnceLock<Machine> = OnceLock::new();
     *MACHINE.get_or_init(|| {
-        let wanted = std::env::var("OVERSPILL_SLAB_CPU").unwrap_or_default();
-        let off = Machine { mode: CpuMode::Off, rseq: 0, slots: 0, barrier: None };
-        if wanted == "off" {
-            return off;
+        Machine::with(match std::env::var("OVERSPILL_SLAB_CPU").as_deref() {
+            Ok("off") => CpuMode::Off,
+            Ok("thread") => CpuMode::Thread,
+            _ => CpuMode::Cpu,
+        })
+    })
+}
+
+impl Machine {
+    /// The mode that was asked for, or the next that this machine has.
+    fn with(mode: CpuMode) -> Machine {
+        if mode == CpuMode::Off {
+            return Machine { mode, rseq: 0, slots: 0, barrier: None };
         }
-        if let Some(rseq) = rseq::offset()
-            && wanted != "thread"
+        if mode == CpuMode::Cpu
+            && let Some(rseq) = rseq::offset()
             && membarrier(REGISTER_BARRIER_RSEQ)
         {
             // SAFETY: asks for a number.
@@ -68,7 +78,13 @@ fn machine() -> Machine {
         }
         let barrier = membarrier(REGISTER_BARRIER).then_some(BARRIER);
         Machine { mode: CpuMode::Thread, rseq: 0, slots: thread::THREADS, barrier }
-    })
+    }
+}
+
+/// Chooses what caches of this process use, in the environment's place. False, and nothing changed, when a cache has been
+/// made already.
+pub fn choose_cpu_mode(mode: CpuMode) -> bool {
+    MACHINE.set(Machine::with(mode)).is_ok()
 }
 
 /// What caches of this process use. `OVERSPILL_SLAB_CPU` (`thread`, `off`) in the environment chooses otherwise.

@@ -71,7 +71,8 @@ macro_rules! sequence {
 pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8 {
     let object: *mut u8;
     // SAFETY: magazines are alive while loaded: a loaded one is replaced only on this CPU, or by a reaper that then
-    // restarts this sequence (membarrier) before it looks inside. Offsets are those of Slot and Magazine.
+    // restarts this sequence (membarrier) before it looks inside. Offsets are those of Slot and Magazine;
+    // 0xffff is one allocation more and one object less (Magazine::POP).
     unsafe {
         asm!(
             sequence!(
@@ -81,13 +82,13 @@ pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8
                 "jae 5f",
                 "shl {t}, 6",
                 "mov {mag}, qword ptr [{slots} + {t}]",
-                "mov {n:e}, dword ptr [{mag}]",
+                "mov {q}, qword ptr [{mag}]",
+                "movzx {n:e}, {q:x}",
                 "test {n:e}, {n:e}",
                 "jz 5f",
-                "inc qword ptr [{slots} + {t} + 16]",
-                "mov {object}, qword ptr [{mag} + 8*{n} + 8]",
-                "dec {n:e}",
-                "mov dword ptr [{mag}], {n:e}",
+                "mov {object}, qword ptr [{mag} + 8*{n} + 16]",
+                "add {q}, 0xffff",
+                "mov qword ptr [{mag}], {q}",
                 "4:",
                 "5:",
             ),
@@ -95,6 +96,7 @@ pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8
             t = out(reg) _,
             mag = out(reg) _,
             n = out(reg) _,
+            q = out(reg) _,
             rseq = in(reg) rseq,
             slots = in(reg) slots,
             count = in(reg) count,
@@ -121,13 +123,14 @@ pub(super) unsafe fn push(rseq: isize, slots: *mut Slot, count: usize, object: *
                 "jae 5f",
                 "shl {t}, 6",
                 "mov {mag}, qword ptr [{slots} + {t}]",
-                "mov {n:e}, dword ptr [{mag}]",
-                "cmp {n:e}, dword ptr [{mag} + 4]",
+                "mov {q}, qword ptr [{mag}]",
+                "movzx {n:e}, {q:x}",
+                "cmp {n:e}, dword ptr [{mag} + 8]",
                 "jae 5f",
-                "mov qword ptr [{mag} + 8*{n} + 16], {object}",
+                "mov qword ptr [{mag} + 8*{n} + 24], {object}",
                 "mov {done:e}, 1",
-                "inc {n:e}",
-                "mov dword ptr [{mag}], {n:e}",
+                "inc {q}",
+                "mov qword ptr [{mag}], {q}",
                 "4:",
                 "5:",
             ),
@@ -135,6 +138,7 @@ pub(super) unsafe fn push(rseq: isize, slots: *mut Slot, count: usize, object: *
             t = out(reg) _,
             mag = out(reg) _,
             n = out(reg) _,
+            q = out(reg) _,
             rseq = in(reg) rseq,
             slots = in(reg) slots,
             count = in(reg) count,

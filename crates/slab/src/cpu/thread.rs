@@ -121,12 +121,12 @@ unsafe fn with_loaded<R>(
 /// As for [`with_loaded`].
 #[inline(always)]
 pub(super) unsafe fn pop(slots: *mut Slot, count: usize) -> *mut u8 {
-    let take = |slot: &Slot, magazine: *mut Magazine| {
+    let take = |_: &Slot, magazine: *mut Magazine| {
         // SAFETY: a loaded magazine is alive, and its contents are the owner's while it is busy.
         unsafe {
             let left = Magazine::count(magazine).checked_sub(1)?;
-            Magazine::set_count(magazine, left);
-            slot.hits.store(slot.hits.load(Plain::Relaxed) + 1, Plain::Relaxed);
+            Magazine::served_one(magazine);
+
             Some(*Magazine::object(magazine, left))
         }
     };
