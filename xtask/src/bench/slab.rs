@@ -147,10 +147,10 @@ fn parameters(common: &Common) -> Vec<(&'static str, String)> {
     vec![
         ("runs", format!("{} processes each, in turn, medians", common.runs)),
         ("rivals", versions.into()),
-        ("pair", "allocate, write a byte, free; 200,000 times, median of 15; constructed: one field written and put back".into()),
+        ("pair", "allocate, write a byte, free; 200,000 times, least of 60 rounds; constructed: one field written and put back".into()),
         ("1000 then all", "1,000 allocated and written to, then freed in that order; per object".into()),
         ("resident/live", "128 MiB allocated, nine in ten freed at random, purge; growth of Rss over bytes live".into()),
-        ("free, live", "64 B objects; 1,000 random ones freed, then allocated again; time of the frees".into()),
+        ("free, live", "64 B objects; 1,000 random ones freed, then allocated again; time of the frees, median of 200".into()),
         ("threads", "1,000 objects of 256 B a thread, random ones replaced, 0.7 s; handed over: a ring of 1,024".into()),
         ("alloc p99", "256 B, 500 allocated then freed, with the clock's own time in it; purging: every millisecond".into()),
         ("limit", "what is wanted of ours alone".into()),
