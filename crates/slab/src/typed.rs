@@ -35,7 +35,11 @@ impl<T> Cache<T> {
 
     /// A cache of constructed objects: `make` is called when an object enters a slab, never when it is allocated
     /// ([`Cache::get`]). It must not allocate or block; a `T` that needs dropping does not compile, for nobody would.
-    pub const fn constructed(name: &'static str, make: fn() -> T) -> Self {
+    /// An object is made on one thread and got by another: `T` is `Send`.
+    pub const fn constructed(name: &'static str, make: fn() -> T) -> Self
+    where
+        T: Send,
+    {
         const { assert!(!std::mem::needs_drop::<T>(), "a constructed object is never dropped") };
         unsafe fn call<T>(with: *const (), object: NonNull<u8>) {
             // SAFETY: `with` was made from a function of this type, below; a buffer has T's size and alignment.

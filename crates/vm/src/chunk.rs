@@ -196,6 +196,8 @@ pub(crate) trait ChunkHandle {
 impl ChunkHandle for Ref<Chunk> {
     fn copy(&self, account: &std::sync::Arc<Account>, space: Option<Space>) -> Result<ChunkRef, VmError> {
         let charge = self.shared.budget.charge_forced(CHUNK_COST);
+        // First, because it can fail: nothing is charged to the account then.
+        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge))?;
         let from = self.lock();
         let count = u64::from(from.existing().count_ones());
         match space {
@@ -203,7 +205,6 @@ impl ChunkHandle for Ref<Chunk> {
             Some(_) => {}
             None => account.charge_forced(count),
         }
-        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge))?;
         let mut to = copy.lock();
         to.resident = from.resident;
         // What is on its way out belongs to the original; the copy's pages will be written for themselves.

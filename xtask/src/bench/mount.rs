@@ -43,6 +43,8 @@ const GOAL: f64 = 0.9;
 
 const METADATA: [&str; 8] =
     ["create", "stat", "stat again", "open+close", "4K write+close", "readdir entry", "rename", "unlink"];
+/// What memory is taken by one of.
+const RAM: [&str; 3] = ["RAM per empty file", "RAM per directory", "RAM per 1 KiB file"];
 const FSYNC: &str = "create+4K+fsync";
 const DATA: [&str; 4] = ["seq write", "hot seq read", "rand 4K read", "rand 4K write"];
 
@@ -105,6 +107,7 @@ fn parameters(args: &MountArgs, amounts: Amounts, setup: &Setup<'_>) -> Vec<(&'s
         ("data", format!("{}, sequential by 1 MiB, ends with close; {} random operations of 4 KiB", Size(amounts.data), amounts.random)),
         ("before", "one file is taken through every operation, so that the kernel knows what not to ask".into()),
         ("trips/op", "the daemon's read calls (syscr in /proc/PID/io) per operation: one reads one request, or many FORGETs".into()),
+        ("RAM per", "growth of the daemon's RSS and of the kernel's slabs and tmpfs pages, over the names made; the kernel's cache of ours is not counted".into()),
         ("goals", if is_root() { format!("seq write and hot seq read: ratio {GOAL}") } else { "none: they are root's".into() }),
     ]
 }
@@ -139,12 +142,36 @@ impl Reads {
     }
 }
 
+/// What a world's metadata takes: the daemon's resident size, the kernel's slabs, and pages of kernel tmpfs. The kernel's
+/// cache of our files is not in it: it goes when asked.
+#[derive(Clone, Copy, Debug)]
+struct Memory(Option<u32>);
+
+impl Memory {
+    fn now(self) -> io::Result<u64> {
+        let kilobytes = |text: &str, name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+        };
+        let kernel = std::fs::read_to_string("/proc/meminfo")?;
+        let daemon = match self.0 {
+            Some(pid) => kilobytes(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:"),
+            None => 0,
+        };
+        Ok((daemon + kilobytes(&kernel, "Slab:") + kilobytes(&kernel, "Shmem:")) * 1024)
+    }
+}
+
+/// Makes one name.
+type Maker<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+
 /// One run in one world.
 struct Run<'a> {
     dir: &'a Path,
     report: &'a Report,
     amounts: Amounts,
     reads: Reads,
+    memory: Memory,
     is_ours: bool,
     out: Vec<Measure>,
 }
@@ -156,7 +183,8 @@ impl<'a> Run<'a> {
         if is_ours && reads.0.is_none() {
             report.skip("round trips", "the daemon's /proc/PID/io cannot be read by this user");
         }
-        Self { dir: &world.dir, report, amounts, reads, is_ours, out: Vec::new() }
+        let memory = Memory(world.daemon);
+        Self { dir: &world.dir, report, amounts, reads, memory, is_ours, out: Vec::new() }
     }
 
     fn wants(&self, rows: &[&str]) -> bool {
@@ -168,6 +196,9 @@ impl<'a> Run<'a> {
         self.idle();
         if self.wants(&METADATA) {
             self.metadata()?;
+        }
+        if self.wants(&RAM) {
+            self.ram()?;
         }
         if self.wants(&[FSYNC]) {
             self.fsyncs()?;
@@ -263,6 +294,37 @@ impl<'a> Run<'a> {
         dirs.iter().try_for_each(std::fs::remove_dir)
     }
 
+    /// Memory that many names of a kind take, each.
+    fn ram(&mut self) -> io::Result<()> {
+        let empty = |name: &Path| File::create_new(name).map(drop);
+        let small = |name: &Path| {
+            let mut file = File::create_new(name)?;
+            file.write_all(&[0x5a; 1024])?;
+            file.sync_all()
+        };
+        let directory = |name: &Path| std::fs::create_dir(name);
+        let makers: [Maker<'_>; 3] = [&empty, &directory, &small];
+        for (row, make) in RAM.into_iter().zip(makers) {
+            let top = self.dir.join("ram");
+            std::fs::create_dir(&top)?;
+            let before = self.memory.now()?;
+            for n in 0..self.amounts.files {
+                let dir = top.join((n / FAN).to_string());
+                if n % FAN == 0 {
+                    std::fs::create_dir(&dir)?;
+                }
+                make(&dir.join(n.to_string()))?;
+            }
+            let grown = self.memory.now()? as f64 - before as f64;
+            let each = grown / self.amounts.files as f64;
+            self.out.push(Measure::new(row, Unit::Bytes, Value::Number(each.max(0.0))));
+            std::fs::remove_dir_all(&top)?;
+            // What was freed goes back after a while, and would be taken for the next row's.
+            std::thread::sleep(if self.is_ours { Duration::from_secs(4) } else { Duration::ZERO });
+        }
+        Ok(())
+    }
+
     fn fsyncs(&mut self) -> io::Result<()> {
         let dir = self.dir.join("fsync");
         std::fs::create_dir(&dir)?;
@@ -336,6 +398,7 @@ mod tests {
             report: &report,
             amounts,
             reads: Reads(None),
+            memory: Memory(None),
             is_ours: false,
             out: Vec::new(),
         };

@@ -25,6 +25,8 @@ pub(crate) enum Unit {
     Micros,
     /// Seconds.
     Seconds,
+    /// Bytes.
+    Bytes,
     /// MiB.
     Mib,
     /// Requests to the daemon per operation.
@@ -45,6 +47,7 @@ impl Unit {
             Self::Nanos => "ns",
             Self::Micros => "us",
             Self::Seconds => "s",
+            Self::Bytes => "B",
             Self::Mib => "MiB",
             Self::RoundTrips => "trips/op",
             Self::Count => "count",
