@@ -14,12 +14,13 @@
 use std::collections::VecDeque;
 use std::future::Future;
 
+use overspill_slab::kept;
 use smallvec::SmallVec;
 
 use crate::error::VmError;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Arc, Mutex};
-use crate::ticket::{Sender, ticket};
+use crate::ticket::{Pending, Sender, ticket};
 use crate::{Frame, PAGE};
 
 /// What the budget's owner is told when memory runs short. Called often: must be cheap and not block.
@@ -46,6 +47,8 @@ pub(crate) struct Budget {
     pub(crate) short: AtomicBool,
     pressure: Box<dyn Pressure>,
 }
+
+kept!(counted Pending<Result<Reservation, VmError>>, "ticket for memory");
 
 struct Waiter {
     bytes: usize,
@@ -158,14 +161,14 @@ impl Budget {
             self.kick_if_short();
             return Ok(reservation);
         }
-        self.wait(bytes).await.unwrap_or(Err(VmError::ShutDown))
+        self.wait(bytes)?.await.unwrap_or(Err(VmError::ShutDown))
     }
 
     fn wait(
         self: &Arc<Self>,
         bytes: usize,
-    ) -> impl Future<Output = Option<Result<Reservation, VmError>>> + use<> {
-        let (reply, ticket) = ticket();
+    ) -> Result<impl Future<Output = Option<Result<Reservation, VmError>>> + use<>, VmError> {
+        let (reply, ticket) = ticket()?;
         {
             let mut waiters = self.waiters.lock();
             waiters.push_back(Waiter { bytes, reply });
@@ -173,7 +176,7 @@ impl Budget {
         }
         self.grant();
         self.kick_if_short();
-        ticket
+        Ok(ticket)
     }
 
     /// Serves who waits, as far as there is room. To be called after memory came free.

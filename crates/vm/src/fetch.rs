@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::task::{Poll, Waker};
 
-use overspill_slab::Ref;
+use overspill_slab::{Ref, kept};
 use overspill_store::codec::{self, Pages};
 use overspill_sys::AlignedBuf;
 
@@ -16,7 +16,7 @@ use crate::CHUNK;
 use crate::error::VmError;
 use crate::extent::Extent;
 use crate::sync::{Arc, Mutex, Weak};
-use crate::ticket::{Sender, Ticket, ticket};
+use crate::ticket::{Pending, Sender, ticket};
 
 /// Bytes one slot stands for in the budget.
 pub(crate) const SLOT_COST: usize = CHUNK;
@@ -105,8 +105,8 @@ pub(crate) enum Begun {
     Joined(Arc<Fetch>),
     /// It is new: its read must be queued.
     New(Arc<Fetch>),
-    /// All slots are taken: wait for this, then ask again.
-    NoSlot(Ticket<FetchSlot>),
+    /// All slots are taken: wait for one ([`Fetches::slot`]), then ask again.
+    NoSlot,
 }
 
 impl Fetches {
@@ -125,9 +125,8 @@ impl Fetches {
         {
             return Begun::Joined(fetch);
         }
-        let slot = match slot.map_or_else(|| self.slots.take(), Ok) {
-            Ok(slot) => slot,
-            Err(ticket) => return Begun::NoSlot(ticket),
+        let Some(slot) = slot.or_else(|| self.slots.take()) else {
+            return Begun::NoSlot;
         };
         let fetch = Arc::new(Fetch {
             extent: extent.clone(),
@@ -136,6 +135,18 @@ impl Fetches {
         });
         under_way.insert(extent.start(), Arc::downgrade(&fetch));
         Begun::New(fetch)
+    }
+
+    /// Waits for a slot.
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when there is none to wait with.
+    pub(crate) async fn slot(&self) -> Result<FetchSlot, VmError> {
+        let (sender, ticket) = ticket()?;
+        if let Some(slot) = self.slots.take_or_queue(sender) {
+            return Ok(slot);
+        }
+        ticket.await.ok_or(VmError::ShutDown)
     }
 
     /// The fetch is over: later readers begin anew.
@@ -158,16 +169,28 @@ struct FetchSlots {
 #[derive(Debug)]
 pub(crate) struct FetchSlot(Arc<FetchSlots>);
 
+kept!(counted Pending<FetchSlot>, "ticket for a fetch");
+
 impl FetchSlots {
-    fn take(self: &Arc<Self>) -> Result<FetchSlot, Ticket<FetchSlot>> {
+    fn take(self: &Arc<Self>) -> Option<FetchSlot> {
         let mut inner = self.inner.lock();
-        if inner.0 > 0 {
-            inner.0 -= 1;
-            return Ok(FetchSlot(self.clone()));
+        inner.0 = inner.0.checked_sub(1)?;
+        Some(FetchSlot(self.clone()))
+    }
+
+    /// A slot now, or the next that comes free is sent.
+    fn take_or_queue(self: &Arc<Self>, sender: Sender<FetchSlot>) -> Option<FetchSlot> {
+        let mut inner = self.inner.lock();
+        match inner.0.checked_sub(1) {
+            Some(left) => {
+                inner.0 = left;
+                Some(FetchSlot(self.clone()))
+            }
+            None => {
+                inner.1.push_back(sender);
+                None
+            }
         }
-        let (sender, ticket) = ticket();
-        inner.1.push_back(sender);
-        Err(ticket)
     }
 }
 

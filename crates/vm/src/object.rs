@@ -189,7 +189,7 @@ impl Object {
         for extent in extents.iter().take(READ_AHEAD) {
             match self.shared.begin_fetch(extent, None) {
                 Begun::Joined(fetch) | Begun::New(fetch) => ahead.push(fetch),
-                Begun::NoSlot(_) => break,
+                Begun::NoSlot => break,
             }
         }
     }
@@ -231,10 +231,10 @@ impl Object {
         loop {
             match self.shared.begin_fetch(extent, slot.take()) {
                 Begun::Joined(fetch) | Begun::New(fetch) => return Ok(fetch),
-                Begun::NoSlot(ticket) => {
+                Begun::NoSlot => {
                     // Who waits for a slot holds none, or readers could wait for each other.
                     ahead.clear();
-                    slot = Some(ticket.await.ok_or(VmError::ShutDown)?);
+                    slot = Some(self.shared.fetches.slot().await?);
                 }
             }
         }

@@ -8,7 +8,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use crate::sync::{Arc, Mutex};
+use overspill_slab::{OutOfMemory, Ref, RefCounted};
+
+use crate::sync::Mutex;
 
 #[derive(Debug)]
 enum State<T> {
@@ -17,20 +19,38 @@ enum State<T> {
     Closed,
 }
 
+/// What a ticket and its sender share. Each type of value has a cache of these.
+#[derive(Debug)]
+pub(crate) struct Pending<T>(Mutex<State<T>>);
+
 /// Completes its ticket, once.
 #[derive(Debug)]
-pub(crate) struct Sender<T>(Arc<Mutex<State<T>>>);
+pub(crate) struct Sender<T: 'static>(Ref<Pending<T>>)
+where
+    Pending<T>: RefCounted;
 
 /// Resolves to what the sender sent, or `None` when it was dropped without sending.
 #[derive(Debug)]
-pub(crate) struct Ticket<T>(Arc<Mutex<State<T>>>);
+pub(crate) struct Ticket<T: 'static>(Ref<Pending<T>>)
+where
+    Pending<T>: RefCounted;
 
-pub(crate) fn ticket<T>() -> (Sender<T>, Ticket<T>) {
-    let state = Arc::new(Mutex::new(State::Waiting(None)));
-    (Sender(state.clone()), Ticket(state))
+/// A ticket and who completes it.
+///
+/// # Errors
+/// When there is no memory for them.
+pub(crate) fn ticket<T>() -> Result<(Sender<T>, Ticket<T>), OutOfMemory>
+where
+    Pending<T>: RefCounted,
+{
+    let state = Ref::new(Pending(Mutex::new(State::Waiting(None))))?;
+    Ok((Sender(state.clone()), Ticket(state)))
 }
 
-impl<T> Sender<T> {
+impl<T> Sender<T>
+where
+    Pending<T>: RefCounted,
+{
     /// Hands over the value. The waker runs on the caller's stack and may do no more than make a task runnable:
     /// memory comes free, and so tickets complete, under locks too.
     pub(crate) fn send(self, value: T) {
@@ -38,7 +58,7 @@ impl<T> Sender<T> {
     }
 
     fn finish(&self, end: State<T>) {
-        let mut state = self.0.lock();
+        let mut state = self.0.0.lock();
         if matches!(*state, State::Waiting(_)) {
             let State::Waiting(waker) = std::mem::replace(&mut *state, end) else { unreachable!() };
             drop(state);
@@ -50,21 +70,27 @@ impl<T> Sender<T> {
 
     /// Whether somebody still holds the ticket.
     pub(crate) fn is_wanted(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        Ref::handles(&self.0) > 1
     }
 }
 
-impl<T> Drop for Sender<T> {
+impl<T> Drop for Sender<T>
+where
+    Pending<T>: RefCounted,
+{
     fn drop(&mut self) {
         self.finish(State::Closed);
     }
 }
 
-impl<T> Future for Ticket<T> {
+impl<T> Future for Ticket<T>
+where
+    Pending<T>: RefCounted,
+{
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut state = self.0.lock();
+        let mut state = self.0.0.lock();
         match std::mem::replace(&mut *state, State::Closed) {
             State::Ready(value) => Poll::Ready(Some(value)),
             State::Closed => Poll::Ready(None),

@@ -75,7 +75,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) io: IoQueue,
     space: Option<Arc<ExtentSpace>>,
-    fetches: Fetches,
+    pub(crate) fetches: Fetches,
     pageout: Pageout,
     signals: OnceLock<std::sync::Arc<dyn Signals>>,
     overhead: Mutex<Option<Charge>>,

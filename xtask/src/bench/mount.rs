@@ -194,11 +194,12 @@ impl<'a> Run<'a> {
     fn all(mut self) -> io::Result<Vec<Measure>> {
         self.warm_up()?;
         self.idle();
-        if self.wants(&METADATA) {
-            self.metadata()?;
-        }
+        // First: memory that others have freed would be taken again, and hide what is taken.
         if self.wants(&RAM) {
             self.ram()?;
+        }
+        if self.wants(&METADATA) {
+            self.metadata()?;
         }
         if self.wants(&[FSYNC]) {
             self.fsyncs()?;
