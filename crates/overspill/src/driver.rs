@@ -92,9 +92,12 @@ impl Signals for Wakeups {
         self.pageout.set();
     }
 
-    fn io_ready(&self) {
-        self.store.set();
+    fn reads_ready(&self) {
         self.fetch.set();
+    }
+
+    fn writes_ready(&self) {
+        self.store.set();
     }
 }
 
@@ -164,7 +167,8 @@ impl Drop for Driver {
         self.wakeups.stop.store(true, Ordering::Release);
         for _ in 0..self.threads.len() {
             self.wakeups.pageout.set();
-            self.wakeups.io_ready();
+            self.wakeups.store.set();
+            self.wakeups.fetch.set();
             self.wakeups.upkeep.set();
             // A task that does nothing wakes a task thread, which then sees that it should stop.
             self.tasks.spawn(async {}).detach();
@@ -199,8 +203,10 @@ fn run_store(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
         match vm.next_write() {
             Some(write) => {
-                // There may be more, and this one takes a while.
-                wakeups.store.set();
+                // This one takes a while.
+                if vm.has_writes() {
+                    wakeups.store.set();
+                }
                 perform_write(vm, write);
                 wakeups.pageout.set();
             }
@@ -214,7 +220,9 @@ fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
         match vm.next_read() {
             Some(read) => {
-                wakeups.fetch.set();
+                if vm.has_reads() {
+                    wakeups.fetch.set();
+                }
                 perform_read(vm, read, &mut buf);
             }
             None => wakeups.fetch.wait(AT_MOST),

@@ -78,6 +78,14 @@ impl IoQueue {
         self.writes.lock().pop_front()
     }
 
+    pub(crate) fn has_reads(&self) -> bool {
+        !self.reads.lock().is_empty()
+    }
+
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.writes.lock().is_empty()
+    }
+
     pub(crate) fn next_read(&self) -> Option<ReadIo> {
         self.reads.lock().pop_front()
     }

@@ -244,7 +244,7 @@ impl Pageout {
         self.coming.fetch_add(batch.frees, Ordering::AcqRel);
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         shared.io.push_write(WriteIo(batch));
-        shared.signals().io_ready();
+        shared.signals().writes_ready();
         Step::Worked
     }
 

@@ -55,8 +55,10 @@ impl VmConfig {
 pub trait Signals: Send + Sync {
     /// Memory is short: call [`Vm::pageout`] until it rests.
     fn pageout_wanted(&self);
-    /// [`Vm::next_io`] has something.
-    fn io_ready(&self);
+    /// [`Vm::next_read`] has something.
+    fn reads_ready(&self);
+    /// The same of [`Vm::next_write`].
+    fn writes_ready(&self);
 }
 
 /// Nobody listens: whoever tests the VM looks for itself.
@@ -64,7 +66,8 @@ struct Deaf;
 
 impl Signals for Deaf {
     fn pageout_wanted(&self) {}
-    fn io_ready(&self) {}
+    fn reads_ready(&self) {}
+    fn writes_ready(&self) {}
 }
 
 /// What all objects of a VM share.
@@ -110,7 +113,7 @@ impl Shared {
         let begun = self.fetches.begin(extent, slot);
         if let Begun::New(fetch) = &begun {
             self.io.push_read(ReadIo(fetch.clone()));
-            self.signals().io_ready();
+            self.signals().reads_ready();
         }
         begun
     }
@@ -243,6 +246,16 @@ impl Vm {
     /// As [`Vm::next_io`], but reads only: for a driver's threads that must stay free of slow writes.
     pub fn next_read(&self) -> Option<ReadIo> {
         self.0.io.next_read()
+    }
+
+    /// Whether there are reads that no driver has taken.
+    pub fn has_reads(&self) -> bool {
+        self.0.io.has_reads()
+    }
+
+    /// Whether there are writes that no driver has taken.
+    pub fn has_writes(&self) -> bool {
+        self.0.io.has_writes()
     }
 
     /// Ends a write.

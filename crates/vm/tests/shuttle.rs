@@ -49,9 +49,13 @@ impl Signals for Driver {
         self.changed.notify_all();
     }
 
-    fn io_ready(&self) {
+    fn reads_ready(&self) {
         self.flags.lock().unwrap().io = true;
         self.changed.notify_all();
+    }
+
+    fn writes_ready(&self) {
+        self.reads_ready();
     }
 }
 

@@ -27,6 +27,8 @@ enum Who {
     PerThread,
     /// No magazines.
     Plain,
+    /// Each slab's objects begin elsewhere.
+    Coloured,
     Glibc,
     Jemalloc,
     Mimalloc,
@@ -35,10 +37,11 @@ enum Who {
 }
 
 impl Who {
-    const ALL: [Who; 8] = [
+    const ALL: [Who; 9] = [
         Self::Ours,
         Self::PerThread,
         Self::Plain,
+        Self::Coloured,
         Self::Glibc,
         Self::Jemalloc,
         Self::Mimalloc,
@@ -53,6 +56,7 @@ impl Who {
             Self::Ours => "ours",
             Self::PerThread => "per thread",
             Self::Plain => "no magazines",
+            Self::Coloured => "coloured",
             Self::Glibc => "glibc",
             Self::Jemalloc => "jemalloc",
             Self::Mimalloc => "mimalloc",
@@ -66,6 +70,7 @@ impl Who {
             Self::Ours => ("ours", None),
             Self::PerThread => ("ours", Some("thread")),
             Self::Plain => ("ours-plain", None),
+            Self::Coloured => ("ours-coloured", None),
             other => (other.name(), None),
         };
         let mut command = Command::new(program);

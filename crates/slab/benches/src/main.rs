@@ -5,7 +5,7 @@ mod rivals;
 mod rows;
 mod zone;
 
-use rivals::{Allocator, Glibc, Jemalloc, Mimalloc, Ours, OursPlain, Snmalloc};
+use rivals::{Allocator, Glibc, Jemalloc, Mimalloc, Ours, OursColoured, OursPlain, Snmalloc};
 use zone::Zone;
 
 fn main() {
@@ -15,13 +15,16 @@ fn main() {
     match name.as_str() {
         "ours" => run::<Ours>(&wanted),
         "ours-plain" => run::<OursPlain>(&wanted),
+        "ours-coloured" => run::<OursColoured>(&wanted),
         "glibc" => run::<Glibc>(&wanted),
         "jemalloc" => run::<Jemalloc>(&wanted),
         "mimalloc" => run::<Mimalloc>(&wanted),
         "snmalloc" => run::<Snmalloc>(&wanted),
         "zone" => run::<Zone>(&wanted),
         _ => {
-            eprintln!("usage: slab-rivals ours|ours-plain|glibc|jemalloc|mimalloc|snmalloc|zone [ROW…]");
+            eprintln!(
+                "usage: slab-rivals ours|ours-plain|ours-coloured|glibc|jemalloc|mimalloc|snmalloc|zone [ROW…]"
+            );
             std::process::exit(2);
         }
     }

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use overspill_slab::{ObjectCache, Options};
 
 /// Sizes the rows use.
-pub const SIZES: [usize; 6] = [16, 64, 256, 1024, 2048, 4096];
+pub const SIZES: [usize; 7] = [16, 64, 256, 700, 1024, 2048, 4096];
 
 /// The state a constructed object of 256 bytes has: a lock, a list head, counters, zeros.
 pub fn construct(object: *mut u8) {
@@ -18,8 +18,6 @@ pub fn construct(object: *mut u8) {
 
 /// What a row measures. All are called from several threads.
 pub trait Allocator: 'static {
-    /// Whether objects come back constructed from [`Allocator::get`].
-    const CONSTRUCTED: bool = false;
     /// Whether several threads may use it.
     const THREADS: bool = true;
     /// An object of one of [`SIZES`].
@@ -49,11 +47,12 @@ unsafe fn make(object: NonNull<u8>) {
     construct(object.as_ptr());
 }
 
-const fn caches(magazines: bool) -> [ObjectCache; 6] {
+const fn caches(magazines: bool, colour: bool) -> [ObjectCache; 7] {
     [
         ObjectCache::lazy(Options::new("16", 16).magazines(magazines)),
         ObjectCache::lazy(Options::new("64", 64).magazines(magazines)),
         ObjectCache::lazy(Options::new("256", 256).magazines(magazines)),
+        ObjectCache::lazy(Options::new("700", 700).magazines(magazines).colour(colour)),
         ObjectCache::lazy(Options::new("1024", 1024).magazines(magazines)),
         ObjectCache::lazy(Options::new("2048", 2048).magazines(magazines)),
         ObjectCache::lazy(Options::new("4096", 4096).magazines(magazines)),
@@ -66,14 +65,14 @@ fn number(size: usize) -> usize {
 }
 
 macro_rules! ours {
-    ($name:ident, $magazines:literal) => {
+    ($name:ident, $magazines:literal, $colour:literal) => {
         /// Object caches.
         pub struct $name;
 
         impl $name {
             #[inline(always)]
             fn cache(size: usize) -> &'static ObjectCache {
-                static CACHES: [ObjectCache; 6] = caches($magazines);
+                static CACHES: [ObjectCache; 7] = caches($magazines, $colour);
                 &CACHES[number(size)]
             }
 
@@ -88,8 +87,6 @@ macro_rules! ours {
         }
 
         impl Allocator for $name {
-            const CONSTRUCTED: bool = true;
-
             #[inline(always)]
             fn alloc(size: usize) -> *mut u8 {
                 Self::cache(size).alloc().map_or(std::ptr::null_mut(), NonNull::as_ptr)
@@ -119,8 +116,9 @@ macro_rules! ours {
     };
 }
 
-ours!(Ours, true);
-ours!(OursPlain, false);
+ours!(Ours, true, false);
+ours!(OursPlain, false, false);
+ours!(OursColoured, true, true);
 
 macro_rules! malloc {
     ($name:ident, $malloc:path, $free:path, $purge:expr) => {

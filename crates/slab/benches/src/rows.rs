@@ -44,6 +44,9 @@ pub fn all<A: Allocator>(wants: &dyn Fn(&str) -> bool, say: &mut Say) {
             say(row, "ns", thousand::<A>(256, objects));
         }
     }
+    if wants("walk, 700 B") {
+        say("walk, 700 B", "ns", walk::<A>());
+    }
     if A::THREADS {
         threaded::<A>(wants, say);
     }
@@ -129,6 +132,29 @@ fn pair<A: Allocator>(size: usize) -> f64 {
         nanos_each(start, PAIRS)
     };
     least((0..ROUNDS).map(round).collect())
+}
+
+/// The first word of each of 2,000 objects, one after the other: where objects of all slabs start at the same place of a
+/// page, they fight for few lines of the cache. Per object.
+fn walk<A: Allocator>() -> f64 {
+    const SIZE: usize = 700;
+    let objects: Vec<*mut u8> = (0..2000).map(|_| A::alloc(SIZE)).collect();
+    let round = |_| {
+        let start = Instant::now();
+        for _ in 0..100 {
+            for object in &objects {
+                // SAFETY: living, aligned to 8.
+                unsafe { black_box(object.cast::<u64>().read_volatile()) };
+            }
+        }
+        nanos_each(start, 100 * objects.len())
+    };
+    let time = least((0..ROUNDS).map(round).collect());
+    for object in objects {
+        // SAFETY: living, freed once.
+        unsafe { A::free(object, SIZE) };
+    }
+    time
 }
 
 /// `n` allocated, then all freed; per object.
