@@ -395,6 +395,10 @@ unsafe impl<S: PageSource> PageSource for Arena<S> {
         // SAFETY: the caller's promise, handed on.
         unsafe { self.source.discard(at, bytes) }
     }
+
+    fn trim(&self) -> usize {
+        Arena::trim(self)
+    }
 }
 
 impl<S: PageSource> Drop for Arena<S> {

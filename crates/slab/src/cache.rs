@@ -70,6 +70,11 @@ impl Options {
         self
     }
 
+    pub(crate) const fn unconstructed(mut self) -> Self {
+        self.config.constructor = None;
+        self
+    }
+
     pub(crate) const fn sized(mut self, size: usize, align: usize) -> Self {
         self.config.size = size;
         self.config.align = align;

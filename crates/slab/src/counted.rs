@@ -19,8 +19,8 @@ pub struct Counted<T> {
 
 /// A type whose shared objects live in one cache of the process.
 pub trait RefCounted: Sized + 'static {
-    /// The cache.
-    fn cache() -> &'static Cache<Counted<Self>>;
+    /// The cache. A constant, so that an object goes back to where it came from.
+    const CACHE: &'static Cache<Counted<Self>>;
 }
 
 /// A handle on an object in a cache; the value goes with the last one. An `Arc` whose memory is in a cache.
@@ -56,7 +56,7 @@ where
     /// # Errors
     /// When there is no memory; the value is dropped.
     pub fn new(value: T) -> Result<Self, OutOfMemory> {
-        let object = T::cache().objects().alloc()?.cast::<Counted<T>>();
+        let object = T::CACHE.objects().alloc()?.cast::<Counted<T>>();
         // SAFETY: a fresh object of this size and alignment.
         Ok(unsafe { Self::place(object, value) })
     }
@@ -190,7 +190,8 @@ where
         // All handles together had one weak: it goes after the value.
         let _memory = WeakRef(self.0);
         // SAFETY: the last handle, having seen all others go, drops the value, once; weak ones do not look at it.
-        unsafe { ManuallyDrop::drop(&mut self.0.as_mut().value) };
+        // Only the value is borrowed: weak handles go on using the counts.
+        unsafe { ManuallyDrop::drop(&mut (*self.0.as_ptr()).value) };
     }
 }
 
@@ -244,7 +245,7 @@ where
         unsafe {
             if (*self.0.as_ptr()).weak.fetch_sub(1, Ordering::Release) == 1 {
                 fence(Ordering::Acquire);
-                T::cache().objects().free(self.0.cast());
+                T::CACHE.objects().free(self.0.cast());
             }
         }
     }
@@ -265,7 +266,7 @@ impl<T: RefCounted> RefReserve<T> {
     /// # Errors
     /// When there is no memory.
     pub fn new(n: usize) -> Result<Self, OutOfMemory> {
-        Ok(RefReserve(T::cache().reserve(n)?, std::marker::PhantomData))
+        Ok(RefReserve(T::CACHE.reserve(n)?, std::marker::PhantomData))
     }
 
     /// How many are left.
@@ -300,20 +301,18 @@ impl<T: RefCounted> RefReserve<T> {
 macro_rules! kept {
     (counted $type:ty, $name:literal) => {
         impl $crate::RefCounted for $type {
-            #[inline(always)]
-            fn cache() -> &'static $crate::Cache<$crate::Counted<Self>> {
+            const CACHE: &'static $crate::Cache<$crate::Counted<Self>> = {
                 static CACHE: $crate::Cache<$crate::Counted<$type>> = $crate::Cache::new($name);
                 &CACHE
-            }
+            };
         }
     };
     ($type:ty, $name:literal) => {
         impl $crate::Kept for $type {
-            #[inline(always)]
-            fn cache() -> &'static $crate::Cache<Self> {
+            const CACHE: &'static $crate::Cache<Self> = {
                 static CACHE: $crate::Cache<$type> = $crate::Cache::new($name);
                 &CACHE
-            }
+            };
         }
     };
 }

@@ -144,7 +144,13 @@ impl Raw {
                 }
                 continue;
             }
-            let array = if previous.is_null() { depot.empty.pop() } else { Some(previous) };
+            let array = if previous.is_null() {
+                depot.empty.pop()
+            } else {
+                // SAFETY: the slot's until it is taken out below, under the lock.
+                slot.hits.fetch_add(unsafe { Magazine::take_served(previous) }, Ordering::Relaxed);
+                Some(previous)
+            };
             slot.previous.store(null_mut(), Ordering::Relaxed);
             drop(depot);
             return match array {
@@ -187,7 +193,7 @@ impl Raw {
             Magazine::set_count(array, got.saturating_sub(1));
             let object = got.checked_sub(1).and_then(|last| NonNull::new(room[last]));
             let mut depot = self.depot.lock();
-            depot.fills += 1;
+            depot.fills += u64::from(got > 0);
             if got > 1 {
                 depot.filled.push(array);
             } else {

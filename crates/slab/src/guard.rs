@@ -142,6 +142,7 @@ impl Raw {
         if let Some(fault) = fault {
             let mut report = self.describe(fault, object);
             (report.allocated, report.freed) = (Some(entry.allocated), Some(entry.freed));
+            drop(entries);
             crate::report::fatal(&report);
         }
         entry.state = State::Freed;

@@ -28,6 +28,7 @@
 //! ```
 
 mod arena;
+mod blocks;
 mod cache;
 mod counted;
 mod cpu;
@@ -52,6 +53,7 @@ mod typed;
 mod verify;
 
 pub use arena::{Arena, ArenaInfo, global};
+pub use blocks::Block;
 pub use cache::{ObjectCache, Options};
 pub use counted::{Counted, Ref, RefCounted, RefReserve, WeakRef};
 pub use cpu::{CpuMode, choose_cpu_mode, cpu_mode};

@@ -1,4 +1,4 @@
-//! From an address to what lies there, in constant time: a radix tree of two levels over the 47 bits of user space.
+//! From an address to what lies there, in constant time: a radix tree of two levels over the bits of user space.
 //!
 //! Reading takes no lock and follows no pointer of the caller's: it is safe for any number. Leaves are reserved address
 //! space of the system's, touched where there is something to say (8 bytes a page or span), and never given back.
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use crate::source;
 
 /// Bits of an address in user space; higher ones are answered with nothing.
-const ADDRESS_BITS: u32 = 47;
+const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };
 
 /// Maps `1 << SHIFT` bytes of address space an entry to a `T` that lives elsewhere.
 pub(crate) struct PageMap<T, const SHIFT: u32> {
@@ -55,7 +55,7 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
     /// Sets every page of `bytes` from `address`; `None` clears, and cannot fail where something was set.
     ///
     /// # Errors
-    /// When there is no memory for a table; some pages may be set then.
+    /// When there is no memory for a table; nothing is set then.
     pub(crate) fn set(
         &self,
         address: usize,
@@ -64,14 +64,27 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
     ) -> Result<(), crate::OutOfMemory> {
         let value = to.map_or(null_mut(), NonNull::as_ptr);
         for at in (address..address + bytes).step_by(1 << SHIFT) {
-            let (root, leaf) = Self::split(at).ok_or(crate::OutOfMemory)?;
-            let table = table(&self.root, 1 << Self::ROOT_BITS)?;
-            // SAFETY: as in `get`.
-            let entries = table_of(unsafe { table.add(root).as_ref() }, 1 << Self::LEAF_BITS)?;
-            // SAFETY: as in `get`.
-            unsafe { entries.add(leaf).as_ref() }.store(value, Ordering::Release);
+            match self.entry(at) {
+                // SAFETY: as in `get`.
+                Ok(entry) => unsafe { entry.as_ref() }.store(value, Ordering::Release),
+                Err(none) => {
+                    // Entries that were set can be cleared.
+                    let _ = self.set(address, at - address, None);
+                    return Err(none);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// The entry of an address, in a table made for it if need be.
+    fn entry(&self, address: usize) -> Result<NonNull<AtomicPtr<T>>, crate::OutOfMemory> {
+        let (root, leaf) = Self::split(address).ok_or(crate::OutOfMemory)?;
+        let table = table(&self.root, 1 << Self::ROOT_BITS)?;
+        // SAFETY: as in `get`.
+        let entries = table_of(unsafe { table.add(root).as_ref() }, 1 << Self::LEAF_BITS)?;
+        // SAFETY: as in `get`.
+        Ok(unsafe { entries.add(leaf) })
     }
 }
 
@@ -134,6 +147,8 @@ mod tests {
         map.set(0x7f00_1234_6000, 4096, None).unwrap();
         assert_eq!(map.get(0x7f00_1234_6800), None);
         assert_eq!(map.get(0x7f00_1234_7000), Some(thing));
-        assert!(map.set(1 << 47, 4096, Some(thing)).is_err());
+        let end = 1 << ADDRESS_BITS;
+        assert!(map.set(end - 4096, 2 * 4096, Some(thing)).is_err());
+        assert_eq!(map.get(end - 4096), None, "what fails has set nothing");
     }
 }

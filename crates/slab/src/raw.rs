@@ -273,7 +273,7 @@ impl Raw {
     /// A slab, all its objects constructed. Asks again once after a reap of everything.
     fn grow(&self) -> Result<NonNull<Slab>, OutOfMemory> {
         self.try_grow().or_else(|_| {
-            registry::reap_for_want();
+            registry::reap_for_want(self.config.source.as_deref());
             self.try_grow()
         })
     }
@@ -286,15 +286,17 @@ impl Raw {
                 Some(at) => Ok(pages.add(at)),
                 None => headers().and_then(Raw::alloc),
             };
+            let colour = if self.config.colour { self.slabs.lock().grown % self.geometry.colours } else { 0 };
             let named = header.and_then(|header| {
+                let slab = header.cast::<Slab>();
+                // First: who finds it in the map reads it (`whatis`).
+                Slab::init(slab, self.this(), pages, &self.geometry, colour);
                 PAGES
-                    .set(pages.addr().get(), self.geometry.slab, Some(header.cast()))
-                    .inspect_err(|_| self.drop_header(pages, header.cast()))?;
-                Ok(header.cast::<Slab>())
+                    .set(pages.addr().get(), self.geometry.slab, Some(slab))
+                    .inspect_err(|_| self.drop_header(slab))?;
+                Ok(slab)
             });
             let slab = named.inspect_err(|_| self.give_pages(pages))?;
-            let colour = if self.config.colour { self.slabs.lock().grown % self.geometry.colours } else { 0 };
-            Slab::init(slab, self.this(), pages, &self.geometry, colour);
             for index in 0..self.geometry.objects {
                 let buffer = Slab::buffer(slab, &self.geometry, index);
                 if self.config.verify {
@@ -321,20 +323,24 @@ impl Raw {
     /// # Safety
     /// It is empty and on no list.
     pub(crate) unsafe fn shrink(&self, slab: NonNull<Slab>) {
-        let _stay = crate::slabinfo::SLABS_STAY.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: by contract; the header is not read after it has been given back.
         unsafe {
             let pages = (*slab.as_ptr()).pages;
-            let cleared = PAGES.set(pages.addr().get(), self.geometry.slab, None);
-            debug_assert!(cleared.is_ok());
-            self.drop_header(pages, slab);
+            {
+                // Who found it in the map has done with it when we have the lock; the source is called without.
+                let _stay =
+                    crate::slabinfo::SLABS_STAY.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let cleared = PAGES.set(pages.addr().get(), self.geometry.slab, None);
+                debug_assert!(cleared.is_ok());
+            }
+            self.drop_header(slab);
             self.give_pages(pages);
         }
     }
 
     /// # Safety
     /// The header of a slab that is used no more.
-    unsafe fn drop_header(&self, _pages: NonNull<u8>, header: NonNull<Slab>) {
+    unsafe fn drop_header(&self, header: NonNull<Slab>) {
         if self.geometry.header.is_none()
             && let Ok(headers) = headers()
         {

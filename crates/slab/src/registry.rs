@@ -48,9 +48,26 @@ pub(crate) fn each(mut visit: impl FnMut(&Raw)) {
     }
 }
 
+/// Shows the cache that so many are older than. The registry is locked meanwhile.
+pub(crate) fn nth<R>(number: usize, visit: impl FnOnce(&Raw) -> R) -> Option<R> {
+    let caches = CACHES.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut at = caches.head();
+    for _ in 0..number {
+        // SAFETY: listed caches are alive.
+        at = unsafe { caches.next(at?) };
+    }
+    // SAFETY: as above.
+    at.map(|raw| visit(unsafe { raw.as_ref() }))
+}
+
 /// Reaps every cache, and gives unused pages of the global arena back. Without `force`, caches that were reaped less than
 /// their interval ago are left alone. Returns the bytes of RAM that went back to the system.
 pub fn reap_all(force: bool) -> usize {
+    let reaped = reap_caches(force);
+    if reaped > 0 || force { crate::global().trim() } else { 0 }
+}
+
+fn reap_caches(force: bool) -> usize {
     let mut reaped = 0;
     // Internal ones last: reaping others returns magazines and headers to them.
     for internal in [false, true] {
@@ -60,14 +77,17 @@ pub fn reap_all(force: bool) -> usize {
             }
         });
     }
-    if reaped > 0 || force { crate::global().trim() } else { 0 }
+    reaped
 }
 
-/// Reaps everything for who found no memory, and would fail.
-pub(crate) fn reap_for_want() {
-    each(|raw| {
-        raw.reap(true);
-    });
+/// Reaps everything for who found no memory, and would fail; `source` is what refused.
+pub(crate) fn reap_for_want(source: Option<&dyn crate::PageSource>) {
+    reap_caches(true);
+    // Spans without a page in use may be all that stands between us and a limit.
+    crate::global().trim();
+    if let Some(source) = source {
+        source.trim();
+    }
 }
 
 /// What all caches have been reaped, for tests of the interval.

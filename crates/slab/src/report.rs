@@ -1,6 +1,7 @@
 //! What is wrong, and who did it.
 
 use std::fmt;
+use std::io::Write as _;
 use std::sync::OnceLock;
 
 use crate::trace::Trace;
@@ -97,7 +98,9 @@ type Handler = fn(&Report);
 
 static HANDLER: OnceLock<Handler> = OnceLock::new();
 
-/// Has reports given to `handler` instead of stderr. The process still ends after one that means that memory is corrupt.
+/// Has reports given to `handler` instead of stderr. The process still ends after one that means that memory is corrupt,
+/// also when the handler panics. It may be called while the cache's locks are held: it must not use caches.
+///
 /// Returns false when another was set before.
 pub fn set_fault_handler(handler: Handler) -> bool {
     HANDLER.set(handler).is_ok()
@@ -107,12 +110,21 @@ pub fn set_fault_handler(handler: Handler) -> bool {
 pub(crate) fn tell(report: &Report) {
     match HANDLER.get() {
         Some(handler) => handler(report),
-        None => eprint!("{report}"),
+        // A stderr that nobody reads any more is no reason to panic.
+        None => drop(write!(std::io::stderr(), "{report}")),
     }
 }
 
 /// Reports corrupt memory, and ends the process: to go on would be to invent data.
 pub(crate) fn fatal(report: &Report) -> ! {
+    /// Whatever reporting comes to.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    let _end = End;
     tell(report);
     std::process::abort()
 }

@@ -14,6 +14,8 @@ pub struct Reserve<'c> {
     raw: &'c Raw,
     top: *mut Link,
     left: usize,
+    /// Links without objects: they go when there is time, or are filled again.
+    spare: *mut Link,
 }
 
 struct Link {
@@ -37,7 +39,7 @@ impl std::fmt::Debug for Reserve<'_> {
 
 impl<'c> Reserve<'c> {
     pub(crate) fn new(raw: &'c Raw, n: usize) -> Result<Self, OutOfMemory> {
-        let mut reserve = Reserve { raw, top: null_mut(), left: 0 };
+        let mut reserve = Reserve { raw, top: null_mut(), left: 0, spare: null_mut() };
         reserve.fill(n)?;
         Ok(reserve)
     }
@@ -55,8 +57,11 @@ impl<'c> Reserve<'c> {
         while self.left < n {
             // SAFETY: `top`, where there is one, is ours alone.
             if self.top.is_null() || unsafe { (*self.top).count } == LINK {
-                let link = LINKS.alloc()?.cast::<Link>().as_ptr();
-                // SAFETY: fresh, with room for a link.
+                let link = match self.pop_spare() {
+                    Some(link) => link.as_ptr(),
+                    None => LINKS.alloc()?.cast::<Link>().as_ptr(),
+                };
+                // SAFETY: ours alone, with room for a link.
                 unsafe { link.write(Link { next: self.top, count: 0, objects: [null_mut(); LINK] }) };
                 self.top = link;
             }
@@ -83,11 +88,19 @@ impl<'c> Reserve<'c> {
                     return NonNull::new((*top).objects[last]);
                 }
                 self.top = (*top).next;
-                if let Some(link) = NonNull::new(top) {
-                    LINKS.free(link.cast());
-                }
+                (*top).next = self.spare;
+                self.spare = top;
             }
         }
+    }
+}
+
+impl Reserve<'_> {
+    fn pop_spare(&mut self) -> Option<NonNull<Link>> {
+        let link = NonNull::new(self.spare)?;
+        // SAFETY: spare links are ours alone.
+        self.spare = unsafe { (*link.as_ptr()).next };
+        Some(link)
     }
 }
 
@@ -96,6 +109,10 @@ impl Drop for Reserve<'_> {
         while let Some(object) = self.take() {
             // SAFETY: allocated from this cache, and handed to nobody.
             unsafe { self.raw.free(object) };
+        }
+        while let Some(link) = self.pop_spare() {
+            // SAFETY: allocated there, and used no more.
+            unsafe { LINKS.free(link.cast()) };
         }
     }
 }

@@ -214,8 +214,8 @@ impl Slabs {
         object: NonNull<u8>,
     ) -> Result<(), Fault> {
         let slab = locate(cache, object)?;
-        // SAFETY: a slab with a page in the map is alive as long as one of its objects is out; should none be (a double
-        // free), it lives until reap takes it, which cannot be now, with the lock held.
+        // SAFETY: a slab with a page in the map is alive as long as one of its objects is out. (A free of what is not out
+        // breaks the caller's contract; it is found unless the slab goes at this very moment.)
         unsafe {
             let index = Slab::index(slab, geometry, object)?;
             if Slab::is_free(slab, index) {

@@ -159,9 +159,13 @@ fn ratio(part: usize, whole: usize) -> f64 {
 
 /// Every cache, oldest first.
 pub fn snapshot() -> Vec<CacheInfo> {
-    let mut all = Vec::new();
-    registry::each(|raw| all.push(info(raw)));
-    all
+    all().collect()
+}
+
+/// Every cache, oldest first, each looked at under the registry's lock and shown without: what is done with it may make
+/// caches itself.
+fn all() -> impl Iterator<Item = CacheInfo> {
+    (0..).map_while(|number| registry::nth(number, info))
 }
 
 /// The heading of [`write_line`]'s columns.
@@ -189,15 +193,13 @@ pub fn write_line(to: &mut dyn Write, cache: &CacheInfo) -> fmt::Result {
 /// # Errors
 /// When `to` refuses.
 pub fn write_table(to: &mut dyn Write) -> fmt::Result {
-    let mut result = writeln!(to, "{HEADING}");
+    writeln!(to, "{HEADING}")?;
     let mut memory = 0;
-    registry::each(|raw| {
-        let cache = info(raw);
+    for cache in all() {
         memory += cache.memory;
-        result = result.and_then(|()| write_line(to, &cache));
-    });
+        write_line(to, &cache)?;
+    }
     let arena = crate::global().info();
-    result?;
     writeln!(
         to,
         "caches {} K; arena: imported {} K, used {} K, resident {} K, records {} K",
@@ -245,14 +247,14 @@ pub struct Whatis {
 pub fn whatis(address: usize) -> Option<Whatis> {
     let _stay = SLABS_STAY.write().unwrap_or_else(PoisonError::into_inner);
     let slab = PAGES.get(address)?;
-    // SAFETY: slabs in the map stay there while we hold that lock; caches outlive their slabs. Whether a buffer is free
-    // may change meanwhile: the answer is of a moment.
+    // SAFETY: slabs in the map were initialised before, and stay while we hold that lock; caches outlive their slabs.
     unsafe {
         let raw = (*slab.as_ptr()).cache.as_ref();
         let g = &raw.geometry;
+        let slabs = raw.slabs.lock();
         let first = (*slab.as_ptr()).first.addr().get();
         let index = address.checked_sub(first).map(|offset| g.index(offset)).filter(|i| *i < g.objects);
-        let object = index.map(|i| first + i * g.buffer + g.front);
+        let object = index.map(|i| first + i * g.buffer + g.front).filter(|start| *start <= address);
         let into = |start: usize| address.wrapping_sub(start);
         Some(Whatis {
             cache: raw.config.name,
@@ -260,5 +262,6 @@ pub fn whatis(address: usize) -> Option<Whatis> {
             offset: object.map_or_else(|| into((*slab.as_ptr()).pages.addr().get()), into),
             taken: index.is_some_and(|i| !Slab::is_free(slab, i)),
         })
+        .inspect(|_| drop(slabs))
     }
 }

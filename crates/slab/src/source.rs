@@ -33,6 +33,12 @@ pub unsafe trait PageSource: Send + Sync {
         let _ = (at, bytes);
         false
     }
+
+    /// Gives back to where it came from what the source holds and nobody uses: somebody found no memory. Returns the
+    /// bytes that went.
+    fn trim(&self) -> usize {
+        0
+    }
 }
 
 /// The system: anonymous private mappings, without huge pages, which would commit 2 MiB for one object.
@@ -210,5 +216,9 @@ unsafe impl<S: PageSource + ?Sized> PageSource for std::sync::Arc<S> {
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
         // SAFETY: the caller's promise, handed on.
         unsafe { (**self).discard(at, bytes) }
+    }
+
+    fn trim(&self) -> usize {
+        (**self).trim()
     }
 }

@@ -10,9 +10,20 @@ use crate::slabinfo::CacheInfo;
 use crate::{ObjectCache, Options, OutOfMemory};
 
 /// A cache of `T`s.
+///
+/// Objects come back as their last user left them, so `T` must be one type, lifetimes included:
+///
+/// ```compile_fail
+/// static NAMES: overspill_slab::Cache<&'static str> = overspill_slab::Cache::constructed("name", || "");
+/// fn shorten<'a>(cache: &overspill_slab::Cache<&'a str>, name: &'a str) {
+///     *cache.get().unwrap() = name;
+/// }
+/// shorten(&NAMES, &String::from("gone soon"));
+/// ```
 pub struct Cache<T> {
     objects: ObjectCache,
-    marker: std::marker::PhantomData<fn() -> T>,
+    /// Takes and gives `T`s: a cache of `&'static str`s is no cache of shorter-lived ones.
+    marker: std::marker::PhantomData<fn(T) -> T>,
 }
 
 impl<T> fmt::Debug for Cache<T> {
@@ -27,8 +38,13 @@ impl<T> Cache<T> {
         Self::with(Options::new(name, size_of::<T>()))
     }
 
-    /// The same with more said; size and alignment are `T`'s whatever the options say.
+    /// The same with more said; size and alignment are `T`'s whatever the options say, and a constructor is for
+    /// [`Cache::constructed`] to give.
     pub const fn with(options: Options) -> Self {
+        Self::made(options.unconstructed())
+    }
+
+    const fn made(options: Options) -> Self {
         let options = options.sized(size_of::<T>(), align_of::<T>());
         Cache { objects: ObjectCache::lazy(options), marker: std::marker::PhantomData }
     }
@@ -49,7 +65,7 @@ impl<T> Cache<T> {
             }
         }
         let constructor = Constructor { call: call::<T>, with: make as *const () };
-        Self::with(Options::new(name, size_of::<T>()).constructed_by(constructor))
+        Self::made(Options::new(name, size_of::<T>()).constructed_by(constructor))
     }
 
     /// The untyped cache under it.
@@ -135,18 +151,27 @@ impl<T: fmt::Debug> fmt::Debug for Slot<'_, T> {
 impl<T> Drop for Slot<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: owned, and from this cache; nobody uses it after this. A constructed T needs no drop and stays.
-        unsafe {
-            self.object.drop_in_place();
-            self.cache.objects.free(self.object.cast());
-        }
+        let _memory = Memory(&self.cache.objects, self.object.cast());
+        // SAFETY: owned; nobody uses it after this. A constructed T needs no drop and stays.
+        unsafe { self.object.drop_in_place() };
+    }
+}
+
+/// Goes back to its cache when it is dropped, also when a value's own drop panics.
+struct Memory<'c>(&'c ObjectCache, NonNull<u8>);
+
+impl Drop for Memory<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: made of an object of this cache by who owned it, and gives it up.
+        unsafe { self.0.free(self.1) };
     }
 }
 
 /// A type whose objects live in one cache of the process: then a handle is a pointer and no more.
 pub trait Kept: Sized + 'static {
-    /// The cache.
-    fn cache() -> &'static Cache<Self>;
+    /// The cache. A constant, so that an object goes back to where it came from.
+    const CACHE: &'static Cache<Self>;
 }
 
 /// An owned object of a [`Kept`] type: a `Box` whose memory is in a cache.
@@ -164,7 +189,7 @@ impl<T: Kept> Own<T> {
     /// When there is no memory; the value is dropped.
     #[inline]
     pub fn new(value: T) -> Result<Self, OutOfMemory> {
-        let slot = T::cache().insert(value)?;
+        let slot = T::CACHE.insert(value)?;
         let object = slot.object;
         std::mem::forget(slot);
         Ok(Own(object))
@@ -198,10 +223,8 @@ impl<T: Kept + fmt::Debug> fmt::Debug for Own<T> {
 impl<T: Kept> Drop for Own<T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: owned, from the type's cache, and used no more.
-        unsafe {
-            self.0.drop_in_place();
-            T::cache().objects.free(self.0.cast());
-        }
+        let _memory = Memory(&T::CACHE.objects, self.0.cast());
+        // SAFETY: owned, and used no more.
+        unsafe { self.0.drop_in_place() };
     }
 }

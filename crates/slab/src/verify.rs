@@ -80,7 +80,10 @@ impl Raw {
             }
             object.write_bytes(UNINIT, self.geometry.size);
             self.construct(object);
-            (*tag.as_ptr()).allocated = Trace::capture();
+            let trace = Trace::capture();
+            // Who lists what is allocated reads it under the lock.
+            let _slabs = self.slabs.lock();
+            (*tag.as_ptr()).allocated = trace;
             set_state(tag, ALLOCATED);
         }
         Ok(object)
@@ -92,9 +95,12 @@ impl Raw {
         }
         // SAFETY: an allocated object of ours, which the caller gives up.
         unsafe {
-            let tag = self.tag(object);
-            set_state(tag, FREE);
-            (*tag.as_ptr()).freed = Trace::capture();
+            let (tag, trace) = (self.tag(object), Trace::capture());
+            {
+                let _slabs = self.slabs.lock();
+                set_state(tag, FREE);
+                (*tag.as_ptr()).freed = trace;
+            }
             object.write_bytes(POISON, self.geometry.size);
         }
         self.put_into_slabs(&[object.as_ptr()]);
@@ -154,19 +160,27 @@ impl Raw {
         report
     }
 
-    /// Reports free buffers of a slab that were written.
+    /// A free object of a slab that was written.
     ///
     /// # Safety
     /// `slab` is alive, and its free buffers stay free meanwhile.
+    unsafe fn written_after_free(&self, slab: NonNull<Slab>) -> Option<NonNull<u8>> {
+        // SAFETY: by contract.
+        (0..self.geometry.objects).find_map(|index| unsafe {
+            let object = Slab::buffer(slab, &self.geometry, index).add(self.geometry.front);
+            let written = Slab::is_free(slab, index) && !is_all(object, self.geometry.size, POISON);
+            written.then_some(object)
+        })
+    }
+
+    /// Reports free buffers of a slab that were written.
+    ///
+    /// # Safety
+    /// As [`Raw::written_after_free`].
     pub(crate) unsafe fn check_free_buffers(&self, slab: NonNull<Slab>) {
-        for index in 0..self.geometry.objects {
-            // SAFETY: by contract.
-            unsafe {
-                let object = Slab::buffer(slab, &self.geometry, index).add(self.geometry.front);
-                if Slab::is_free(slab, index) && !is_all(object, self.geometry.size, POISON) {
-                    self.fault(Fault::WriteAfterFree, object);
-                }
-            }
+        // SAFETY: by contract.
+        if let Some(object) = unsafe { self.written_after_free(slab) } {
+            self.fault(Fault::WriteAfterFree, object);
         }
     }
 
@@ -185,9 +199,16 @@ impl Raw {
 
     /// Looks at every free object now; ends the process if one was written.
     pub(crate) fn check(&self) {
-        if self.config.verify {
+        if !self.config.verify {
+            return;
+        }
+        let mut written = None;
+        self.each_slab(|slab| {
             // SAFETY: the lock is held: what is free stays free, and was poisoned before it was freed.
-            self.each_slab(|slab| unsafe { self.check_free_buffers(slab) });
+            written = written.or_else(|| unsafe { self.written_after_free(slab) });
+        });
+        if let Some(object) = written {
+            self.fault(Fault::WriteAfterFree, object);
         }
     }
 
@@ -199,7 +220,7 @@ impl Raw {
         }
         self.each_slab(|slab| {
             for index in 0..self.geometry.objects {
-                // SAFETY: the lock is held. A tag may be read while its owner writes it, and then shows an old trace.
+                // SAFETY: the lock is held, under which slabs stay and traces are written.
                 unsafe {
                     if Slab::is_free(slab, index) {
                         continue;

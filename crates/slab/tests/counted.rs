@@ -31,7 +31,7 @@ fn a_value_goes_with_its_last_handle_and_its_memory_with_the_last_of_all() {
     drop(second);
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     assert!(weak.upgrade().is_none());
-    let live = || <Thing as RefCounted>::cache().info().unwrap().active;
+    let live = || <Thing as RefCounted>::CACHE.info().unwrap().active;
     let with_weak = live();
     drop((weak.clone(), weak));
     assert_eq!(live(), with_weak - 1, "the memory went with the last weak handle");
@@ -95,5 +95,5 @@ fn an_owned_object_is_given_back() {
     own.0[0] = 6;
     assert_eq!((own.0, size_of_val(&own)), ([6, 5, 5, 5], 8));
     drop(own);
-    assert_eq!((DROPPED.load(Ordering::SeqCst), Owned::cache().info().unwrap().active), (1, 0));
+    assert_eq!((DROPPED.load(Ordering::SeqCst), Owned::CACHE.info().unwrap().active), (1, 0));
 }

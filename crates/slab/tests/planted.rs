@@ -45,6 +45,42 @@ fn the_one_who_frees(cache: &ObjectCache, object: NonNull<u8>) {
 const ABORT: Option<i32> = Some(libc::SIGABRT);
 const SEGV: Option<i32> = Some(libc::SIGSEGV);
 
+/// The process ends also when nobody can be told.
+#[test]
+fn double_free_with_nobody_to_hear() {
+    planted("double_free_with_nobody_to_hear", ABORT, &[], || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        // SAFETY: both are open; the child's own stderr goes nowhere from now on.
+        assert_eq!(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&writer), 2) }, 2);
+        let cache = verified("unheard", 40);
+        let object = cache.alloc().unwrap();
+        let freeing = std::panic::AssertUnwindSafe(|| {
+            the_one_who_frees(&cache, object);
+            the_one_who_frees(&cache, object);
+        });
+        let _ = std::panic::catch_unwind(freeing);
+        std::process::exit(0);
+    });
+}
+
+/// Who handles reports of `check` may look at the caches.
+#[test]
+fn a_handler_that_takes_a_snapshot() {
+    planted("a_handler_that_takes_a_snapshot", ABORT, &["11 caches or more"], || {
+        overspill_slab::set_fault_handler(|_| {
+            let caches = overspill_slab::slabinfo::snapshot().len();
+            eprintln!("{} caches or more", caches.max(11));
+        });
+        let cache = verified("handled", 40);
+        let object = cache.alloc().unwrap();
+        the_one_who_frees(&cache, object);
+        // SAFETY: the fault to be found: the memory is there, and nobody's.
+        unsafe { object.write_bytes(1, 8) };
+        cache.check();
+    });
+}
+
 #[test]
 fn double_free() {
     planted(
