@@ -18,6 +18,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("resident_bytes", "pages as they are"),
             ("dirty_bytes", "  of these nowhere else"),
             ("compressed_bytes", "pages compressed"),
+            ("compressed_page_bytes", "  before that"),
         ],
     ),
     (
@@ -29,7 +30,15 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("store_reads", "reads"),
         ],
     ),
-    ("paging", &[("page_ins", "pages in"), ("page_outs", "pages out"), ("errors", "errors")]),
+    (
+        "paging",
+        &[
+            ("packed", "pages compressed"),
+            ("page_ins", "pages in"),
+            ("page_outs", "pages out"),
+            ("errors", "errors"),
+        ],
+    ),
     ("files", &[("inodes", "inodes")]),
 ];
 

@@ -24,6 +24,16 @@ use fuser::{Errno, ReplyData};
 pub trait Spawn: Send + Sync {
     /// Runs `task` to its end, some time, on some thread.
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>);
+
+    /// This thread is about to begin an operation. What it asks of the store need not wake anybody before
+    /// [`Spawn::begun`].
+    fn begin(&self) {}
+
+    /// The operation has begun. When it waits, `help` says that this thread can do what it waits for; it may then be busy
+    /// with it for as long as the store takes.
+    fn begun(&self, help: bool) {
+        let _ = help;
+    }
 }
 
 /// How long a thread waits with its request before it parks it.
@@ -82,23 +92,28 @@ impl Parking {
         let mut op = pin!(op);
         WAKER.with(|waker| {
             let mut cx = Context::from_waker(waker);
+            self.spawn.begin();
             if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
+                self.spawn.begun(false);
                 return Some(value);
             }
             if self.waiting.fetch_add(1, Ordering::AcqRel) >= self.may_wait {
                 self.waiting.fetch_sub(1, Ordering::AcqRel);
+                self.spawn.begun(false);
                 return None;
             }
+            // Most of what is waited for is one read, done sooner here than by waking somebody who does it.
+            self.spawn.begun(true);
             let until = Instant::now() + WAIT_IN_PLACE;
             let value = loop {
+                if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
+                    break Some(value);
+                }
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break None;
                 }
                 std::thread::park_timeout(left);
-                if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
-                    break Some(value);
-                }
             };
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             value

@@ -3,6 +3,7 @@
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
+//! | helper | compression beside it ([`Vm::help_pageout`]) | writers that wait for memory |
 //! | store (2) | writes to the store | requests |
 //! | fetch (6) | reads from the store | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
@@ -11,8 +12,10 @@
 //! Readers and writers do not share threads: neither can keep the other from the store. A thread that panics takes the
 //! process with it: a mount that answers ENOTCONN is better than one that hangs for want of pageout.
 //!
-//! None of them is an operation's own: what waits is a task, and tasks hold no thread.
+//! None of them is an operation's own: what waits is a task, and tasks hold no thread. But a thread that would wait for its
+//! operation's read does it itself ([`Spawn::begun`]): waking another one, and being woken, takes longer than a fast disk.
 
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -23,7 +26,6 @@ use std::time::{Duration, Instant};
 
 use async_executor::Executor;
 use overspill_fuse::Spawn;
-use overspill_store::codec::MAX_CLUSTER;
 use overspill_sys::AlignedBuf;
 use overspill_vm::{ReadIo, Signals, Step, Vm, WriteIo};
 
@@ -72,9 +74,17 @@ impl Event {
 /// Threads wait with a bound, so that a signal lost to a bug costs time and not the mount.
 const AT_MOST: Duration = Duration::from_millis(500);
 
+thread_local! {
+    /// Reads that the operation which this thread just begins has asked for, and nobody was woken for.
+    static HELD_BACK: Cell<Option<u32>> = const { Cell::new(None) };
+    /// What this thread reads into.
+    static READ_BUF: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
+}
+
 #[derive(Default)]
 struct Wakeups {
     pageout: Event,
+    helper: Event,
     store: Event,
     fetch: Event,
     upkeep: Event,
@@ -93,7 +103,10 @@ impl Signals for Wakeups {
     }
 
     fn reads_ready(&self) {
-        self.fetch.set();
+        match HELD_BACK.get() {
+            Some(reads) => HELD_BACK.set(Some(reads + 1)),
+            None => self.fetch.set(),
+        }
     }
 
     fn writes_ready(&self) {
@@ -108,12 +121,36 @@ pub struct Driver {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Hands parked operations to the driver's task threads.
-pub(crate) struct Spawner(Arc<Executor<'static>>);
+/// Hands parked operations to the driver's task threads, and lets threads that wait do their own reads.
+pub(crate) struct Spawner {
+    tasks: Arc<Executor<'static>>,
+    vm: Vm,
+    wakeups: Arc<Wakeups>,
+}
 
 impl Spawn for Spawner {
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(task).detach();
+        self.tasks.spawn(task).detach();
+    }
+
+    fn begin(&self) {
+        HELD_BACK.set(Some(0));
+    }
+
+    fn begun(&self, help: bool) {
+        let reads = HELD_BACK.take().unwrap_or(0);
+        let own = u32::from(help);
+        if reads > own {
+            self.wakeups.fetch.set();
+        }
+        if help
+            && reads > 0
+            && let Some(read) = self.vm.newest_read()
+        {
+            READ_BUF.with_borrow_mut(|buf| {
+                perform_read(&self.vm, read, buf.get_or_insert_with(|| AlignedBuf::new(ReadIo::MAX)));
+            });
+        }
     }
 }
 
@@ -127,6 +164,7 @@ impl Driver {
         vm.set_signals(wakeups.clone());
         let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;
+        driver.spawn_thread("helper", vm, run_helper)?;
         driver.spawn_thread("upkeep", vm, move |vm, wakeups| run_upkeep(vm, wakeups, memory))?;
         for _ in 0..FETCHERS {
             driver.spawn_thread("fetch", vm, run_fetch)?;
@@ -157,8 +195,8 @@ impl Driver {
         Ok(())
     }
 
-    pub(crate) fn spawner(&self) -> Arc<Spawner> {
-        Arc::new(Spawner(self.tasks.clone()))
+    pub(crate) fn spawner(&self, vm: &Vm) -> Arc<Spawner> {
+        Arc::new(Spawner { tasks: self.tasks.clone(), vm: vm.clone(), wakeups: self.wakeups.clone() })
     }
 }
 
@@ -167,6 +205,7 @@ impl Drop for Driver {
         self.wakeups.stop.store(true, Ordering::Release);
         for _ in 0..self.threads.len() {
             self.wakeups.pageout.set();
+            self.wakeups.helper.set();
             self.wakeups.store.set();
             self.wakeups.fetch.set();
             self.wakeups.upkeep.set();
@@ -180,8 +219,19 @@ impl Drop for Driver {
     }
 }
 
+fn run_helper(vm: &Vm, wakeups: &Wakeups) {
+    while !wakeups.stopped() {
+        if !vm.help_pageout() {
+            wakeups.helper.wait(AT_MOST);
+        }
+    }
+}
+
 fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
+        if vm.has_waiters() {
+            wakeups.helper.set();
+        }
         match vm.pageout() {
             Step::Worked => wakeups.upkeep.set(),
             Step::AwaitStore => {
@@ -216,7 +266,7 @@ fn run_store(vm: &Vm, wakeups: &Wakeups) {
 }
 
 fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
-    let mut buf = AlignedBuf::new(MAX_CLUSTER);
+    let mut buf = AlignedBuf::new(ReadIo::MAX);
     while !wakeups.stopped() {
         match vm.next_read() {
             Some(read) => {

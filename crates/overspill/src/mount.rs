@@ -220,7 +220,7 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     let mounted = overspill_fuse::mount(
         &fs,
         &fuse_options(&options, tuning, dirty_max),
-        driver.spawner(),
+        driver.spawner(&vm),
         Box::new(reports),
         Box::new(often),
     )?;

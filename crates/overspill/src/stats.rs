@@ -36,11 +36,13 @@ pub struct Stats {
     pub resident_bytes: u64,
     /// Pages of those that no store has.
     pub dirty_bytes: u64,
-    /// Pages held compressed in memory: none yet, the compressed tier is to come.
+    /// What pages take that are held compressed in memory.
     pub compressed_bytes: u64,
+    /// Those pages, each counted whole; dead ones whose neighbours live count too.
+    pub compressed_page_bytes: u64,
     /// Pages that are in the store, each counted whole.
     pub stored_page_bytes: u64,
-    /// Bytes that they take there.
+    /// Bytes that they take there: blocks that are not free.
     pub stored_bytes: u64,
     /// What the store takes on its disk, space prepared ahead included.
     pub store_file_bytes: u64,
@@ -52,6 +54,8 @@ pub struct Stats {
     pub store_writes: u64,
     /// Requests to the store.
     pub store_reads: u64,
+    /// Pages that were compressed in memory.
+    pub packed: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
     /// Pages written to the store.
@@ -173,7 +177,8 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         buffer_bytes: fixed.budget_bytes.saturating_sub(v.limit_bytes as u64),
         resident_bytes: v.resident_bytes as u64,
         dirty_bytes: v.dirty_bytes as u64,
-        compressed_bytes: 0,
+        compressed_bytes: v.compressed_bytes as u64,
+        compressed_page_bytes: v.compressed_page_bytes as u64,
         stored_page_bytes: v.stored_page_bytes as u64,
         stored_bytes: v.stored_bytes,
         store_file_bytes: usage.file_bytes,
@@ -181,6 +186,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         store_mode: fixed.store_mode.clone(),
         store_writes: v.store_writes,
         store_reads: v.store_reads,
+        packed: v.packed,
         page_ins: v.page_ins,
         page_outs: v.page_outs,
         errors: v.errors,

@@ -1,18 +1,22 @@
-//! Clusters: how up to 16 pages of a chunk become one payload of whole blocks, and pages again.
+//! Clusters: how up to 16 pages of a chunk become one payload, and pages again.
 //!
 //! ```text
+//!   payload   strip 0 | strip 1 | …                     a strip: 4 pages (Fine) or all 16 (Whole), read on its own
+//!   strip     crc (u32) | shape (u32) | body            then zeros up to a multiple of 16 bytes
+//!   body      the layout as it is, or packed by lz4 as one piece
 //!   Layout::Full     page 0 (4096 bytes) | page 1 (4096 bytes) | …
 //!   Layout::Listed   n lengths (u16, little endian) | bytes of page 0 | bytes of page 1 | …
-//!   payload          the layout as it is, or packed by lz4 as one piece; then zeros up to a whole block
 //! ```
 //!
+//! - A reader of one page reads and unpacks one strip. Measured (ARCHITECTURE.md): strips of 16 KiB pack a tenth worse
+//!   than 64 KiB and unpack in a quarter of the time.
 //! - Short pages take less (R25). Where the list of lengths would cost more than it saves, the pages are laid
 //!   out full: a page then comes back 4096 bytes long, zeros behind what was given. So a page comes back **at
-//!   least** as long as it went in, what follows is zeros, and `n` pages never take more than `n` blocks.
-//! - lz4 is kept only where it saves a block: less would save nothing on the store and cost time on each read.
-//! - What is needed to read a cluster, [`Encoded`], stays in memory with its owner (R5), the checksum too.
-//!   It covers the caller's tag, the shape and the payload, so that a read that brings another cluster's bytes,
-//!   old bytes or rotten bytes is an error and never wrong data.
+//!   least** as long as it went in, and what follows is zeros.
+//! - lz4 is kept only where it saves a sixteenth: less is not worth the time of each read.
+//! - What is needed to read a cluster, [`Encoded`] and the caller's tag, stays in memory with its owner (R5). A strip's
+//!   checksum covers the tag, which is never used twice, its number, its shape and its body: it may lie beside them, and
+//!   a read that brings another cluster's bytes, old bytes or rotten bytes is an error and never wrong data.
 //! - An [`Encoder`] allocates when it is made and never again: it runs on the pageout path (R35).
 
 use std::ops::Range;
@@ -24,83 +28,148 @@ use crate::BLOCK;
 /// Pages in a cluster, at most.
 pub const MAX_PAGES: usize = 16;
 
-/// The most bytes a cluster takes in the store, and the size of the buffer to decode into.
+/// Bytes of the largest cluster's pages.
 pub const MAX_CLUSTER: usize = MAX_PAGES * BLOCK;
+
+/// Payloads and strips are multiples of so many bytes.
+pub const UNIT: usize = 16;
+
+/// The most bytes a payload takes.
+pub const MAX_PAYLOAD: usize = MAX_CLUSTER + MAX_STRIPS * UNIT;
+
+const MAX_STRIPS: usize = 4;
+const FINE_PAGES: usize = MAX_PAGES / MAX_STRIPS;
+const HEADER: usize = 8;
 
 /// Inputs from this length on need the larger hash table.
 const SMALL_TABLE_LIMIT: usize = u16::MAX as usize;
 
-/// Whether the payload is packed.
+/// What is packed as one piece, and so read as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// As it is.
-    Raw,
-    /// By lz4, as one block without a frame.
-    Lz4,
+pub enum Grain {
+    /// Four pages: for what is read here and there.
+    Fine,
+    /// The whole cluster: for what is read as a whole.
+    Whole,
 }
 
-/// How pages lie in the unpacked payload.
+impl Grain {
+    fn pages(self) -> usize {
+        match self {
+            Grain::Fine => FINE_PAGES,
+            Grain::Whole => MAX_PAGES,
+        }
+    }
+}
+
+/// Whether clusters are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Method {
+    /// By lz4, where that saves something.
+    #[default]
+    Lz4,
+    /// Never.
+    None,
+}
+
+/// How pages lie in a strip's unpacked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+enum Layout {
     /// Each page takes [`BLOCK`] bytes.
     Full,
     /// A list of lengths, then the pages at those lengths.
     Listed,
 }
 
-/// What must be kept in memory to read a cluster back.
+/// What a strip says of itself in its header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    /// Bytes of the body.
+    len: usize,
+    pages: usize,
+    layout: Layout,
+    packed: bool,
+}
+
+impl Shape {
+    fn to_bits(self) -> u32 {
+        let flags = u32::from(self.layout == Layout::Listed) | u32::from(self.packed) << 1;
+        to_u32(self.len) | to_u32(self.pages) << 20 | flags << 25
+    }
+
+    fn from_bits(bits: u32) -> Shape {
+        Shape {
+            len: (bits & 0xf_ffff) as usize,
+            pages: (bits >> 20 & 0x1f) as usize,
+            layout: if bits >> 25 & 1 == 1 { Layout::Listed } else { Layout::Full },
+            packed: bits >> 26 & 1 == 1,
+        }
+    }
+}
+
+/// What must be kept in memory to read a cluster back, besides its tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoded {
-    /// Bytes of payload, without the zeros that fill its last block.
-    pub len: u32,
-    /// Bytes of the layout before packing.
-    pub raw_len: u32,
-    /// Checksum over tag, shape and payload.
-    pub crc: u32,
-    /// How many pages.
-    pub pages: u8,
-    /// How they lie.
-    pub layout: Layout,
-    /// Whether they are packed.
-    pub packing: Packing,
+    /// Where each strip ends, in [`UNIT`]s.
+    ends: [u16; MAX_STRIPS],
+    pages: u8,
+    grain: Grain,
 }
 
 impl Encoded {
-    /// Blocks the payload takes.
+    /// Bytes of payload: a multiple of [`UNIT`].
     #[must_use]
-    pub fn blocks(&self) -> u32 {
-        self.len.div_ceil(BLOCK_U32)
+    pub fn len(&self) -> usize {
+        self.bytes_of(0..self.strips()).end
     }
 
-    /// Bytes the payload takes, a whole number of blocks.
+    /// Whether it has no pages.
     #[must_use]
-    pub fn padded_len(&self) -> usize {
-        self.blocks() as usize * BLOCK
+    pub fn is_empty(&self) -> bool {
+        self.pages == 0
     }
 
-    fn checksum(&self, tag: u64, payload: &[u8]) -> u32 {
-        let mut shape = [0u8; 19];
-        shape[..8].copy_from_slice(&tag.to_le_bytes());
-        shape[8..12].copy_from_slice(&self.len.to_le_bytes());
-        shape[12..16].copy_from_slice(&self.raw_len.to_le_bytes());
-        shape[16] = self.pages;
-        shape[17] = u8::from(self.layout == Layout::Listed);
-        shape[18] = u8::from(self.packing == Packing::Lz4);
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&shape);
-        hasher.update(payload);
-        hasher.finalize()
+    /// How many pages.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        usize::from(self.pages)
+    }
+
+    /// How many strips.
+    #[must_use]
+    pub fn strips(&self) -> usize {
+        self.pages().div_ceil(self.grain.pages())
+    }
+
+    /// The strip that holds the page of this rank, in the order of encoding.
+    #[must_use]
+    pub fn strip_of(&self, rank: usize) -> usize {
+        rank / self.grain.pages()
+    }
+
+    /// Where in the payload some neighbouring strips lie.
+    ///
+    /// # Panics
+    /// When there are no such strips.
+    #[must_use]
+    pub fn bytes_of(&self, strips: Range<usize>) -> Range<usize> {
+        let end = |strip: usize| strip.checked_sub(1).map_or(0, |last| usize::from(self.ends[last]) * UNIT);
+        end(strips.start)..end(strips.end)
+    }
+
+    /// Bytes that some strips take unpacked, at most.
+    #[must_use]
+    pub fn room_for(&self, strips: &Range<usize>) -> usize {
+        let rank = |strip: usize| (strip * self.grain.pages()).min(self.pages());
+        (rank(strips.end) - rank(strips.start)) * BLOCK
     }
 }
-
-const BLOCK_U32: u32 = 4096;
-const _: () = assert!(BLOCK == BLOCK_U32 as usize);
 
 /// Why a payload could not be read. All of them mean: these are not the bytes that were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// The payload or the output buffer is shorter than the cluster.
-    #[error("buffer of {have} bytes is too short for a cluster of {need}")]
+    /// The payload or the output buffer is shorter than the strips.
+    #[error("buffer of {have} bytes is too short for strips of {need}")]
     Short {
         /// Bytes given.
         have: usize,
@@ -110,7 +179,7 @@ pub enum CodecError {
     /// The checksum does not match: rotten, stale or misdirected.
     #[error("checksum is {found:08x}, should be {expected:08x}")]
     Checksum {
-        /// As kept in memory.
+        /// As the strip says.
         expected: u32,
         /// As computed from what was read.
         found: u32,
@@ -123,9 +192,10 @@ pub enum CodecError {
 /// Where each page lies in the buffer it was decoded into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pages {
+    first: usize,
     count: usize,
-    /// Page `i` lies at `bounds[i]..bounds[i + 1]`.
-    bounds: [u32; MAX_PAGES + 1],
+    /// Where each page begins, and how long it is.
+    places: [(u32, u16); MAX_PAGES],
 }
 
 impl Pages {
@@ -141,24 +211,27 @@ impl Pages {
         self.count == 0
     }
 
-    /// Where page `i` lies in the output buffer, in the order of encoding.
+    /// Where the page of this rank lies in the output buffer; `None` when its strip was not decoded.
     #[must_use]
-    pub fn get(&self, i: usize) -> Option<Range<usize>> {
-        (i < self.count).then(|| self.bounds[i] as usize..self.bounds[i + 1] as usize)
+    pub fn get(&self, rank: usize) -> Option<Range<usize>> {
+        let i = rank.checked_sub(self.first).filter(|&i| i < self.count)?;
+        let (start, len) = self.places[i];
+        Some(start as usize..start as usize + usize::from(len))
     }
 
-    /// All of them in order.
-    pub fn iter(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        (0..self.count).filter_map(|i| self.get(i))
+    fn push(&mut self, start: usize, len: usize) {
+        self.places[self.count] = (to_u32(start), u16::try_from(len).unwrap_or(u16::MAX));
+        self.count += 1;
     }
 }
 
-/// Makes clusters. Holds about 180 KiB of workspaces; one per thread that writes.
+/// Makes clusters. Holds about 280 KiB of workspaces; one per thread that packs.
 pub struct Encoder {
-    /// The layout before packing.
+    method: Method,
+    /// A strip's layout before packing.
     raw: Box<[u8]>,
-    /// lz4's output, which may be longer than its input.
-    packed: Box<[u8]>,
+    /// The payload. lz4 wants room for more than it will be.
+    out: Box<[u8]>,
     small: CompressTable,
     large: CompressTable,
 }
@@ -169,31 +242,26 @@ impl std::fmt::Debug for Encoder {
     }
 }
 
-impl Default for Encoder {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Encoder {
     /// Allocates the workspaces.
     #[must_use]
-    pub fn new() -> Encoder {
+    pub fn new(method: Method) -> Encoder {
+        let room = MAX_PAYLOAD + block::get_maximum_output_size(MAX_CLUSTER) + HEADER;
         Encoder {
+            method,
             raw: vec![0; MAX_CLUSTER].into_boxed_slice(),
-            packed: vec![0; block::get_maximum_output_size(MAX_CLUSTER)].into_boxed_slice(),
+            out: vec![0; room].into_boxed_slice(),
             small: CompressTable::small(),
             large: CompressTable::large(),
         }
     }
 
-    /// Puts pages (each of at most [`BLOCK`] bytes) together as one payload at the start of `out`, padded with
-    /// zeros to [`Encoded::padded_len`]. `tag` must be given again to read it. Allocates nothing.
+    /// Puts pages (each of at most [`BLOCK`] bytes) together as one payload, which stays in the encoder until the
+    /// next one. `tag` must be given again to read it, and never again to write another. Allocates nothing.
     ///
     /// # Panics
-    /// With more than [`MAX_PAGES`] pages, a page longer than [`BLOCK`], or an `out` shorter than a block per
-    /// page ([`MAX_CLUSTER`] always does).
-    pub fn encode<'a, I>(&mut self, tag: u64, pages: I, out: &mut [u8]) -> Encoded
+    /// With more than [`MAX_PAGES`] pages, or a page longer than [`BLOCK`].
+    pub fn encode<'a, I>(&mut self, tag: u64, grain: Grain, pages: I) -> (Encoded, &[u8])
     where
         I: IntoIterator<Item = &'a [u8]>,
     {
@@ -204,25 +272,32 @@ impl Encoder {
             list[count] = page;
             count += 1;
         }
-        let (layout, raw_len) = self.lay_out(&list[..count]);
-        let packed_len = self.pack(raw_len);
-        let (packing, payload) = match packed_len {
-            Some(len) => (Packing::Lz4, &self.packed[..len]),
-            None => (Packing::Raw, &self.raw[..raw_len]),
-        };
-        let mut encoded = Encoded {
-            len: to_u32(payload.len()),
-            raw_len: to_u32(raw_len),
-            crc: 0,
-            pages: u8::try_from(count).unwrap_or(u8::MAX),
-            layout,
-            packing,
-        };
-        encoded.crc = encoded.checksum(tag, payload);
-        let padded = encoded.padded_len();
-        out[..payload.len()].copy_from_slice(payload);
-        out[payload.len()..padded].fill(0);
-        encoded
+        let mut encoded =
+            Encoded { ends: [0; MAX_STRIPS], pages: u8::try_from(count).unwrap_or(u8::MAX), grain };
+        let mut at = 0;
+        for (strip, pages) in list[..count].chunks(grain.pages()).enumerate() {
+            at = self.strip(tag, strip, pages, at);
+            encoded.ends[strip] = u16::try_from(at / UNIT).unwrap_or(u16::MAX);
+        }
+        (encoded, &self.out[..at])
+    }
+
+    /// Appends a strip at `at`; returns where it ends.
+    fn strip(&mut self, tag: u64, number: usize, pages: &[&[u8]], at: usize) -> usize {
+        let (layout, raw_len) = self.lay_out(pages);
+        let body = at + HEADER;
+        let packed = self.pack(raw_len, body);
+        let len = packed.unwrap_or_else(|| {
+            self.out[body..body + raw_len].copy_from_slice(&self.raw[..raw_len]);
+            raw_len
+        });
+        let shape = Shape { len, pages: pages.len(), layout, packed: packed.is_some() }.to_bits();
+        let crc = checksum(tag, number, shape, &self.out[body..body + len]);
+        self.out[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        self.out[at + 4..body].copy_from_slice(&shape.to_le_bytes());
+        let end = (body + len).next_multiple_of(UNIT);
+        self.out[body + len..end].fill(0);
+        end
     }
 
     /// Fills `raw`; returns how, and how much of it.
@@ -246,67 +321,108 @@ impl Encoder {
         (Layout::Listed, listed)
     }
 
-    /// Packs `raw[..raw_len]`; the packed length if that saves a block.
-    fn pack(&mut self, raw_len: usize) -> Option<usize> {
-        let raw_blocks = raw_len.div_ceil(BLOCK);
-        if raw_blocks < 2 {
+    /// Packs `raw[..raw_len]` to `out[body..]`; the packed length if that saves enough.
+    fn pack(&mut self, raw_len: usize, body: usize) -> Option<usize> {
+        if self.method == Method::None {
             return None;
         }
         let table = if raw_len < SMALL_TABLE_LIMIT { &mut self.small } else { &mut self.large };
-        let len = block::compress_into_with_table(&self.raw[..raw_len], &mut self.packed, table).ok()?;
-        (len.div_ceil(BLOCK) < raw_blocks).then_some(len)
+        let len = block::compress_into_with_table(&self.raw[..raw_len], &mut self.out[body..], table).ok()?;
+        (len + raw_len / 16 <= raw_len && len < raw_len).then_some(len)
     }
 }
 
-/// Reads a cluster from `payload` (its blocks as read from the store) into `out`, and says where each page is.
-/// Nothing is believed before the checksum was found right. `out` need not be zeroed, and is scratch on error.
-pub fn decode(payload: &[u8], encoded: &Encoded, tag: u64, out: &mut [u8]) -> Result<Pages, CodecError> {
-    let (len, raw_len) = (encoded.len as usize, encoded.raw_len as usize);
-    let payload = payload.get(..len).ok_or(CodecError::Short { have: payload.len(), need: len })?;
-    let found = encoded.checksum(tag, payload);
-    if found != encoded.crc {
-        return Err(CodecError::Checksum { expected: encoded.crc, found });
-    }
-    let have = out.len();
-    let out = out.get_mut(..raw_len).ok_or(CodecError::Short { have, need: raw_len })?;
-    match encoded.packing {
-        Packing::Raw if len == raw_len => out.copy_from_slice(payload),
-        Packing::Raw => return Err(CodecError::Malformed),
-        Packing::Lz4 => match block::decompress_into(payload, out) {
-            Ok(n) if n == raw_len => {}
-            _ => return Err(CodecError::Malformed),
-        },
-    }
-    find_pages(encoded, out).ok_or(CodecError::Malformed)
+fn checksum(tag: u64, strip: usize, shape: u32, body: &[u8]) -> u32 {
+    let mut head = [0u8; 16];
+    head[..8].copy_from_slice(&tag.to_le_bytes());
+    head[8..12].copy_from_slice(&to_u32(strip).to_le_bytes());
+    head[12..].copy_from_slice(&shape.to_le_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head);
+    hasher.update(body);
+    hasher.finalize()
 }
 
-/// The bounds of each page in an unpacked layout, if it is one.
-fn find_pages(encoded: &Encoded, raw: &[u8]) -> Option<Pages> {
-    let count = usize::from(encoded.pages);
-    if count > MAX_PAGES {
-        return None;
+/// Reads some neighbouring strips of a cluster from `payload` (their bytes, [`Encoded::bytes_of`]) into `out`, and says
+/// where each page is. Nothing is believed before its checksum was found right. `out` need not be zeroed, and is
+/// scratch on error; it must hold [`Encoded::room_for`] bytes.
+pub fn decode(
+    encoded: &Encoded,
+    tag: u64,
+    strips: Range<usize>,
+    payload: &[u8],
+    out: &mut [u8],
+) -> Result<Pages, CodecError> {
+    let need = encoded.bytes_of(strips.clone()).len();
+    if payload.len() < need {
+        return Err(CodecError::Short { have: payload.len(), need });
     }
-    let mut bounds = [0u32; MAX_PAGES + 1];
-    let mut at = match encoded.layout {
-        Layout::Full => 0,
-        Layout::Listed => count * 2,
+    let room = encoded.room_for(&strips);
+    if out.len() < room {
+        return Err(CodecError::Short { have: out.len(), need: room });
+    }
+    let per_strip = encoded.grain.pages();
+    let base = encoded.bytes_of(strips.clone()).start;
+    let mut pages = Pages { first: strips.start * per_strip, count: 0, places: [(0, 0); MAX_PAGES] };
+    for strip in strips.clone() {
+        let bytes = encoded.bytes_of(strip..strip + 1);
+        let bytes = &payload[bytes.start - base..bytes.end - base];
+        let at = (strip - strips.start) * per_strip * BLOCK;
+        let count = (encoded.pages() - strip * per_strip).min(per_strip);
+        let out = &mut out[at..at + count * BLOCK];
+        let (shape, len) = unpack(tag, strip, bytes, out)?;
+        if shape.pages != count {
+            return Err(CodecError::Malformed);
+        }
+        find_pages(shape, &out[..len], at, &mut pages).ok_or(CodecError::Malformed)?;
+    }
+    Ok(pages)
+}
+
+/// Checks a strip and unpacks its body to the start of `out`; returns its shape and how much that is.
+fn unpack(tag: u64, strip: usize, bytes: &[u8], out: &mut [u8]) -> Result<(Shape, usize), CodecError> {
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let (Some(expected), Some(bits)) = (word(0), word(4)) else {
+        return Err(CodecError::Short { have: bytes.len(), need: HEADER });
     };
-    for (i, bound) in bounds.iter_mut().enumerate().take(count) {
-        *bound = to_u32(at);
-        let len = match encoded.layout {
+    let shape = Shape::from_bits(bits);
+    let Some(body) = bytes.get(HEADER..HEADER + shape.len) else {
+        // The header is not what was written, or its length would fit.
+        return Err(CodecError::Checksum { expected, found: !expected });
+    };
+    let found = checksum(tag, strip, bits, body);
+    if found != expected {
+        return Err(CodecError::Checksum { expected, found });
+    }
+    if shape.packed {
+        let len = block::decompress_into(body, out).map_err(|_| CodecError::Malformed)?;
+        return Ok((shape, len));
+    }
+    out.get_mut(..body.len()).ok_or(CodecError::Malformed)?.copy_from_slice(body);
+    Ok((shape, body.len()))
+}
+
+/// Where each page of an unpacked strip is, if it is one. `at` is where the strip begins in the output.
+fn find_pages(shape: Shape, raw: &[u8], at: usize, pages: &mut Pages) -> Option<()> {
+    let mut next = match shape.layout {
+        Layout::Full => 0,
+        Layout::Listed => shape.pages * 2,
+    };
+    for i in 0..shape.pages {
+        let len = match shape.layout {
             Layout::Full => BLOCK,
             Layout::Listed => usize::from(u16::from_le_bytes(raw.get(i * 2..i * 2 + 2)?.try_into().ok()?)),
         };
         if len > BLOCK {
             return None;
         }
-        at += len;
+        pages.push(at + next, len);
+        next += len;
     }
-    bounds[count] = to_u32(at);
-    (at == raw.len()).then_some(Pages { count, bounds })
+    (next == raw.len()).then_some(())
 }
 
-/// For lengths that cannot exceed [`MAX_CLUSTER`] by far.
+/// For lengths that cannot exceed [`MAX_PAYLOAD`] by far.
 fn to_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
@@ -341,102 +457,117 @@ mod tests {
         prop::collection::vec(page(), 0..=MAX_PAGES)
     }
 
-    fn same(pages: &[Vec<u8>], decoded: &Pages, out: &[u8]) -> bool {
-        decoded.len() == pages.len()
-            && pages.iter().zip(decoded.iter()).all(|(page, range)| {
-                let got = &out[range];
-                got.len() >= page.len()
-                    && got[..page.len()] == page[..]
-                    && got[page.len()..].iter().all(|&b| b == 0)
-            })
+    fn grain() -> impl Strategy<Value = Grain> {
+        prop_oneof![Just(Grain::Fine), Just(Grain::Whole)]
     }
 
-    fn encode(tag: u64, pages: &[Vec<u8>]) -> (Encoded, Vec<u8>) {
-        let mut out = vec![0xee; MAX_CLUSTER];
-        let encoded = Encoder::new().encode(tag, pages.iter().map(Vec::as_slice), &mut out);
-        (encoded, out)
+    fn is_same(page: &[u8], got: &[u8]) -> bool {
+        got.len() >= page.len() && got[..page.len()] == page[..] && got[page.len()..].iter().all(|&b| b == 0)
+    }
+
+    fn encode(tag: u64, grain: Grain, pages: &[Vec<u8>]) -> (Encoded, Vec<u8>) {
+        let mut encoder = Encoder::new(Method::Lz4);
+        let (encoded, payload) = encoder.encode(tag, grain, pages.iter().map(Vec::as_slice));
+        (encoded, payload.to_vec())
+    }
+
+    fn decode_all(encoded: &Encoded, tag: u64, payload: &[u8]) -> Result<(Pages, Vec<u8>), CodecError> {
+        let mut out = vec![0xaa; MAX_CLUSTER];
+        let pages = decode(encoded, tag, 0..encoded.strips(), payload, &mut out)?;
+        Ok((pages, out))
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        // R25: short pages come back, and never cost more than their number of blocks.
+        // R25: short pages come back, and a payload is never much longer than its pages.
         #[test]
-        fn round_trip(pages in pages(), tag in any::<u64>()) {
-            let (encoded, payload) = encode(tag, &pages);
-            prop_assert!(encoded.blocks() as usize <= pages.len());
-            prop_assert!(payload[encoded.len as usize..encoded.padded_len()].iter().all(|&b| b == 0));
-            prop_assert!(payload[encoded.padded_len()..].iter().all(|&b| b == 0xee), "wrote past its blocks");
-            let mut out = vec![0xaa; MAX_CLUSTER];
-            let decoded = decode(&payload[..encoded.padded_len()], &encoded, tag, &mut out).unwrap();
-            prop_assert!(same(&pages, &decoded, &out));
-            if encoded.packing == Packing::Lz4 {
-                prop_assert!(encoded.blocks() < encoded.raw_len.div_ceil(BLOCK_U32));
+        fn round_trip(pages in pages(), grain in grain(), tag in any::<u64>(), from in 0usize..4, to in 1usize..5) {
+            let (encoded, payload) = encode(tag, grain, &pages);
+            prop_assert_eq!(payload.len(), encoded.len());
+            prop_assert!(payload.len() <= pages.len() * BLOCK + encoded.strips() * UNIT);
+            let (decoded, out) = decode_all(&encoded, tag, &payload).unwrap();
+            prop_assert_eq!(decoded.len(), pages.len());
+            for (rank, page) in pages.iter().enumerate() {
+                prop_assert!(is_same(page, &out[decoded.get(rank).unwrap()]));
+            }
+            // Some strips alone.
+            let strips = from.min(encoded.strips())..to.min(encoded.strips());
+            prop_assume!(!strips.is_empty());
+            let mut out = vec![0xaa; encoded.room_for(&strips)];
+            let bytes = &payload[encoded.bytes_of(strips.clone())];
+            let decoded = decode(&encoded, tag, strips.clone(), bytes, &mut out).unwrap();
+            for (rank, page) in pages.iter().enumerate() {
+                let range = decoded.get(rank);
+                prop_assert_eq!(range.is_some(), strips.contains(&encoded.strip_of(rank)));
+                prop_assert!(range.is_none_or(|range| is_same(page, &out[range])));
             }
         }
 
         #[test]
-        fn one_flipped_bit_is_always_seen(pages in pages(), bit in any::<usize>()) {
-            let (encoded, mut payload) = encode(7, &pages);
-            prop_assume!(encoded.len > 0);
-            let bit = bit % (encoded.len as usize * 8);
+        fn one_flipped_bit_is_always_seen(pages in pages(), grain in grain(), bit in any::<usize>()) {
+            let (encoded, mut payload) = encode(7, grain, &pages);
+            prop_assume!(!payload.is_empty());
+            let bit = bit % (payload.len() * 8);
+            let before = payload.clone();
             payload[bit / 8] ^= 1 << (bit % 8);
-            let mut out = vec![0; MAX_CLUSTER];
-            let seen = matches!(decode(&payload, &encoded, 7, &mut out), Err(CodecError::Checksum { .. }));
-            prop_assert!(seen);
+            match decode_all(&encoded, 7, &payload) {
+                Err(CodecError::Checksum { .. }) => {}
+                // What fills a strip up to its unit belongs to nobody.
+                Ok((decoded, out)) => {
+                    prop_assert_eq!(before[bit / 8], 0);
+                    for (rank, page) in pages.iter().enumerate() {
+                        prop_assert!(is_same(page, &out[decoded.get(rank).unwrap()]));
+                    }
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
         }
 
         #[test]
-        fn another_clusters_bytes_are_refused(a in pages(), b in pages(), tag in any::<u64>()) {
-            let (of_a, _) = encode(tag, &a);
-            let (of_b, payload_b) = encode(!tag, &b);
-            let mut out = vec![0; MAX_CLUSTER];
-            let (_, payload_a) = encode(tag, &a);
-            let len = of_a.len as usize;
-            if payload_a[..len] != payload_b[..len] {
-                prop_assert!(decode(&payload_b, &of_a, tag, &mut out).is_err());
+        fn another_clusters_bytes_are_refused(a in pages(), b in pages(), grain in grain(), tag in any::<u64>()) {
+            let (of_a, payload_a) = encode(tag, grain, &a);
+            let (of_b, payload_b) = encode(!tag, grain, &b);
+            if !of_a.is_empty() && payload_a != payload_b {
+                prop_assert!(decode_all(&of_a, tag, &payload_b).is_err());
             }
             // Right shape and bytes, wrong place.
-            prop_assert!(decode(&payload_b, &of_b, tag, &mut out).is_err());
+            prop_assert!(of_b.is_empty() || decode_all(&of_b, tag, &payload_b).is_err());
         }
 
         #[test]
         fn garbage_with_a_right_checksum_never_panics(
-            bytes in prop::collection::vec(any::<u8>(), 0..9000),
-            raw_len in 0u32..80_000,
-            count in 0u8..40,
-            listed in any::<bool>(),
-            packed in any::<bool>(),
+            body in prop::collection::vec(any::<u8>(), 0..9000),
+            pages in 0u8..40,
+            count in 0u8..32,
+            flags in 0u32..16,
+            fine in any::<bool>(),
         ) {
-            let mut encoded = Encoded {
-                len: to_u32(bytes.len()),
-                raw_len,
-                crc: 0,
-                pages: count,
-                layout: if listed { Layout::Listed } else { Layout::Full },
-                packing: if packed { Packing::Lz4 } else { Packing::Raw },
-            };
-            encoded.crc = encoded.checksum(1, &bytes);
-            let mut out = vec![0; MAX_CLUSTER];
-            if let Ok(pages) = decode(&bytes, &encoded, 1, &mut out) {
-                prop_assert!(pages.iter().all(|r| r.end <= MAX_CLUSTER && r.len() <= BLOCK));
+            let shape = to_u32(body.len()) | u32::from(count) << 20 | flags << 25;
+            let mut payload = checksum(1, 0, shape, &body).to_le_bytes().to_vec();
+            payload.extend(shape.to_le_bytes());
+            payload.extend(&body);
+            payload.resize(payload.len().next_multiple_of(UNIT), 0);
+            let end = u16::try_from(payload.len() / UNIT).unwrap();
+            let grain = if fine { Grain::Fine } else { Grain::Whole };
+            let pages = pages.min(u8::try_from(grain.pages()).unwrap());
+            let encoded = Encoded { ends: [end; 4], pages, grain };
+            if let Ok((pages, out)) = decode_all(&encoded, 1, &payload) {
+                prop_assert!((0..pages.len()).all(|rank| out.get(pages.get(rank).unwrap()).is_some()));
             }
         }
     }
 
     #[test]
     fn a_short_page_takes_its_real_length() {
-        let (encoded, payload) = encode(1, &[vec![1; 100], vec![2; 50]]);
-        assert_eq!((encoded.layout, encoded.len, encoded.blocks()), (Layout::Listed, 154, 1));
-        let mut out = vec![0; MAX_CLUSTER];
-        let pages = decode(&payload, &encoded, 1, &mut out).unwrap();
-        assert_eq!(pages.get(0), Some(4..104));
-        assert_eq!(pages.get(1), Some(104..154));
-        assert_eq!(pages.get(2), None);
+        let (encoded, payload) = encode(1, Grain::Whole, &[(0..100).collect(), (100..150).collect()]);
+        assert_eq!(encoded.len(), (HEADER + 4 + 150).next_multiple_of(UNIT));
+        let (pages, _) = decode_all(&encoded, 1, &payload).unwrap();
+        assert_eq!((pages.get(0), pages.get(1), pages.get(2)), (Some(4..104), Some(104..154), None));
     }
 
     #[test]
-    fn what_does_not_shrink_by_a_block_stays_raw() {
+    fn what_does_not_shrink_stays_raw() {
         let mut state = 1u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -445,19 +576,20 @@ mod tests {
         .take(MAX_CLUSTER)
         .collect();
         let pages: Vec<Vec<u8>> = noise.chunks(BLOCK).map(<[u8]>::to_vec).collect();
-        let (encoded, _) = encode(1, &pages);
-        assert_eq!((encoded.packing, encoded.blocks()), (Packing::Raw, 16));
-        let (encoded, _) = encode(1, &vec![vec![5; BLOCK]; 16]);
-        assert_eq!((encoded.packing, encoded.blocks()), (Packing::Lz4, 1));
+        assert_eq!(encode(1, Grain::Fine, &pages).0.len(), MAX_PAYLOAD);
+        let same = vec![vec![5; BLOCK]; 16];
+        assert!(encode(1, Grain::Whole, &same).0.len() < 400);
+        let mut never = Encoder::new(Method::None);
+        assert_eq!(never.encode(1, Grain::Fine, same.iter().map(Vec::as_slice)).1.len(), MAX_PAYLOAD);
     }
 
     #[test]
     fn short_buffers_are_errors() {
-        let (encoded, payload) = encode(1, &[vec![1; BLOCK], vec![2; 10]]);
+        let (encoded, payload) = encode(1, Grain::Fine, &[vec![1; BLOCK], vec![2; 10]]);
         let mut out = vec![0; MAX_CLUSTER];
-        let short = decode(&payload[..encoded.len as usize - 1], &encoded, 1, &mut out);
+        let short = decode(&encoded, 1, 0..1, &payload[..payload.len() - 1], &mut out);
         assert!(matches!(short, Err(CodecError::Short { .. })));
-        let short = decode(&payload, &encoded, 1, &mut out[..10]);
+        let short = decode(&encoded, 1, 0..1, &payload, &mut out[..10]);
         assert!(matches!(short, Err(CodecError::Short { have: 10, .. })));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use common::{allocate, holds, pattern};
-use overspill_store::codec::{Encoded, Encoder, MAX_CLUSTER, decode};
+use overspill_store::codec::{Encoded, Encoder, Grain, MAX_CLUSTER, MAX_PAYLOAD, Method, decode};
 use overspill_store::{AllocError, BLOCK, FaultCounts, FaultyStore, MemStore, Run, Store};
 use overspill_sys::AlignedBuf;
 
@@ -77,30 +77,34 @@ fn storm(seed: u64) -> (Outcome, FaultCounts) {
     ];
     chances.iter().for_each(|c| c.store(40_000, Relaxed));
     let mut outcome = Outcome::default();
-    let mut encoder = Encoder::new();
+    let mut encoder = Encoder::new(Method::Lz4);
     let mut written: Vec<(Run, Encoded)> = Vec::new();
-    let mut buf = AlignedBuf::new(MAX_CLUSTER);
+    let mut buf = AlignedBuf::new(MAX_PAYLOAD.next_multiple_of(BLOCK));
     for tag in 0..200 {
         let pages = contents(tag);
-        let encoded = encoder.encode(tag, pages.iter().map(Vec::as_slice), &mut buf);
-        let run = allocate(&store, encoded.blocks(), encoded.blocks()).unwrap();
-        if store.write(run.start, &buf[..encoded.padded_len()]).is_err() {
+        let (encoded, payload) = encoder.encode(tag, Grain::Whole, pages.iter().map(Vec::as_slice));
+        buf[..payload.len()].copy_from_slice(payload);
+        let padded = payload.len().next_multiple_of(BLOCK);
+        let blocks = u32::try_from(padded / BLOCK).unwrap();
+        let run = allocate(&store, blocks, blocks).unwrap();
+        if store.write(run.start, &buf[..padded]).is_err() {
             outcome.write_errors += 1;
         }
         written.push((run, encoded));
     }
     for (tag, (run, encoded)) in (0..).zip(&written) {
-        let payload = &mut buf[..encoded.padded_len()];
+        let payload = &mut buf[..encoded.len().next_multiple_of(BLOCK)];
         if store.read(run.start, payload).is_err() {
             outcome.read_errors += 1;
             continue;
         }
         let mut out = vec![0; MAX_CLUSTER];
-        match decode(payload, encoded, tag, &mut out) {
+        match decode(encoded, tag, 0..encoded.strips(), payload, &mut out) {
             Err(_) => outcome.refused += 1,
             Ok(pages) => {
                 outcome.sound += 1;
-                let same = contents(tag).iter().zip(pages.iter()).all(|(page, at)| out[at] == page[..]);
+                let found = |rank: usize| &out[pages.get(rank).unwrap()];
+                let same = (0..).zip(&contents(tag)).all(|(rank, page)| found(rank) == &page[..]);
                 assert!(same, "wrong bytes with a right checksum; seed {seed}, cluster {tag}");
             }
         }

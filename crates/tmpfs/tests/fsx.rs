@@ -142,6 +142,7 @@ fn run(seed: u64, frames: usize, evict: bool, steps: usize) {
     );
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(fs.account().used(), 0, "what is removed is returned");
+    testing::settle(&vm);
     assert_eq!(vm.stats().charged_bytes, start, "what is removed is memory returned");
     testing::check(&vm, &[]);
 }

@@ -181,7 +181,7 @@ fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
     });
     let attr = fs.getattr(ino).unwrap();
     assert!(attr.size <= (PAGES + 1) * P && attr.blocks * 512 <= attr.size);
-    assert!(vm.stats().page_outs > 0 && vm.stats().page_ins > 0);
+    assert!(vm.stats().packed > 0, "memory was short");
     write(&fs, ino, 0, b"still here").unwrap();
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(fs.account().used(), 0);

@@ -107,6 +107,11 @@ impl Budget {
         (self.charged() + self.high).saturating_sub(self.limit + coming).max(waiting.saturating_sub(coming))
     }
 
+    /// Bytes that pages may take in all once pageout rests: what metadata and the room kept for writers leave.
+    pub(crate) fn pageable(&self) -> usize {
+        self.limit.saturating_sub(self.high + self.metadata())
+    }
+
     pub(crate) fn has_waiters(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
     }
@@ -246,6 +251,27 @@ impl Budget {
         self.metadata.fetch_add(bytes, Ordering::Relaxed);
         self.kick_if_short();
         Charge { budget: self.clone(), bytes }
+    }
+
+    /// A frame beyond what was reserved, for pageout, which frees more than it takes. Its bytes are arbitrary.
+    ///
+    /// # Errors
+    /// [`VmError::NoMemory`] when the arena has none left.
+    pub(crate) fn take_frame_forced(
+        self: &Arc<Self>,
+        arena: &std::sync::Arc<overspill_sys::Arena>,
+    ) -> Result<Frame, VmError> {
+        self.charged.fetch_add(PAGE, Ordering::Acquire);
+        arena.take().ok_or_else(|| {
+            self.uncharge(PAGE);
+            VmError::NoMemory
+        })
+    }
+
+    /// Bytes of pages beyond what was reserved, as [`Budget::take_frame_forced`].
+    pub(crate) fn charge_page_forced(self: &Arc<Self>, bytes: usize) -> PageCharge {
+        self.charged.fetch_add(bytes, Ordering::Acquire);
+        PageCharge { budget: self.clone(), bytes }
     }
 
     fn uncharge(self: &Arc<Self>, bytes: usize) {

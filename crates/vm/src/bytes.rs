@@ -42,6 +42,14 @@ impl Bytes {
         }
     }
 
+    /// Whether nobody else has a clone.
+    pub(crate) fn is_unshared(&mut self) -> bool {
+        match self {
+            Bytes::Frame(frame) => frame.bytes_mut().is_some(),
+            Bytes::Small(small) => Arc::get_mut(small).is_some(),
+        }
+    }
+
     pub(crate) fn share(&self) -> Bytes {
         match self {
             Bytes::Frame(frame) => Bytes::Frame(frame.share()),

@@ -56,6 +56,11 @@ pub(crate) fn members(mut set: PageSet) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Whether all bytes are 0. Ends early where they are not.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
 /// What its counts and its share of a slab add to an object.
 const HEAP: usize = 32;
 
@@ -413,10 +418,12 @@ impl ChunkState {
         let bytes = match self.page(page) {
             _ if whole => Bytes::build(&[], at, data, reservation, &shared.arena),
             PageIn::Lost => return Err(Err(VmError::Lost)),
-            PageIn::Stored(extent) => match filled.filter(|cluster| cluster.is_of(extent)) {
-                Some(cluster) => Bytes::build(cluster.page(page), at, data, reservation, &shared.arena),
-                None => return Err(Ok(extent.clone())),
-            },
+            PageIn::Stored(extent) => {
+                let base =
+                    filled.filter(|cluster| cluster.is_of(extent)).and_then(|cluster| cluster.page(page));
+                let Some(base) = base else { return Err(Ok(extent.clone())) };
+                Bytes::build(base, at, data, reservation, &shared.arena)
+            }
             PageIn::Zero | PageIn::Bytes(_) => Bytes::build(&[], at, data, reservation, &shared.arena),
         };
         self.put(page, bytes);
@@ -477,15 +484,35 @@ impl ChunkState {
         freed
     }
 
-    /// Takes the dirty pages for writing: shares of their bytes, in page order, and what they cost.
+    /// Dirty pages of nothing but zeros give up their bytes: they need none. Returns what that frees.
+    pub(crate) fn drop_zeros(&mut self) -> usize {
+        let mut zeros = 0;
+        let mut freed = 0;
+        for page in members(self.dirty) {
+            let bytes = &self.bytes[self.rank(page)];
+            if is_zero(bytes.as_slice()) {
+                zeros |= 1 << page;
+                freed += bytes.cost();
+            }
+        }
+        self.drop_bytes(zeros);
+        self.zero |= zeros;
+        freed
+    }
+
+    /// Takes the dirty pages for writing: shares of their bytes, in page order, and what goes free with them. (Bytes that a
+    /// fork shows too stay.)
     pub(crate) fn begin_writing(&mut self, out: &mut SmallVec<[Bytes; CHUNK_PAGES]>) -> (PageSet, usize) {
         debug_assert!(!self.going_out);
         let set = self.dirty;
         self.going_out = set != 0;
         let mut cost = 0;
         for page in members(set) {
-            let bytes = &self.bytes[self.rank(page)];
-            cost += bytes.cost();
+            let rank = self.rank(page);
+            let bytes = &mut self.bytes[rank];
+            if bytes.is_unshared() {
+                cost += bytes.cost();
+            }
             out.push(bytes.share());
         }
         self.writing |= set;

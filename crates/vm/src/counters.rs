@@ -22,6 +22,7 @@ pub(crate) struct Counters {
     resident_pages: AtomicI64,
     dirty_pages: AtomicI64,
     stored_pages: AtomicI64,
+    pub(crate) packed: Counter,
     pub(crate) page_ins: Counter,
     pub(crate) page_outs: Counter,
     pub(crate) store_reads: Counter,

@@ -1,19 +1,32 @@
-//! Extents: where a cluster of pages lies in the store.
+//! Extents: where a cluster of pages lies, packed: in compressed memory (`tier.rs`) or in a segment of the store.
+//!
+//! A segment is what was written in one piece. Extents lie in it side by side, whatever their lengths; a block goes free
+//! with the last extent that touches it, so a dead extent never keeps more than its two outer blocks (rule 4).
+//!
+//! ```text
+//!   made ──► in memory ──written out──► in a segment        never back: readers copy, and let go
+//!      └──────── written at once ──────────┘
+//! ```
 
-use overspill_slab::kept;
-use overspill_store::codec::Encoded;
+use std::ops::Range;
+
+use overspill_slab::{Own, Ref, kept};
+use overspill_store::codec::{self, Encoded, MAX_PAYLOAD};
 use overspill_store::{AllocError, BLOCK, Run, Store};
 
 use crate::budget::Charge;
 use crate::chunk::PageSet;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard};
+use crate::tier::Held;
 
-/// The store, and what we hold of it. Runs belong to [`RunGuard`]s and so to extents: dropping one frees its blocks.
+/// The store, and what we hold of it. Blocks belong to [`RunGuard`]s, then to segments.
 pub(crate) struct ExtentSpace {
     pub(crate) store: std::sync::Arc<dyn Store>,
-    /// Blocks held by extents and batches.
+    /// Blocks held by batches and segments.
     blocks: AtomicUsize,
+    /// Bytes of extents in them; what is left of the blocks is rounding and dead neighbours.
+    extents: AtomicUsize,
 }
 
 impl std::fmt::Debug for ExtentSpace {
@@ -24,18 +37,28 @@ impl std::fmt::Debug for ExtentSpace {
 
 impl ExtentSpace {
     pub(crate) fn new(store: std::sync::Arc<dyn Store>) -> Arc<ExtentSpace> {
-        Arc::new(ExtentSpace { store, blocks: AtomicUsize::new(0) })
+        Arc::new(ExtentSpace { store, blocks: AtomicUsize::new(0), extents: AtomicUsize::new(0) })
     }
 
-    /// Bytes of the store that hold something.
+    /// Bytes of the store that are not free.
     pub(crate) fn bytes(&self) -> u64 {
         (self.blocks.load(Ordering::Relaxed) * BLOCK) as u64
+    }
+
+    /// Bytes of extents among them.
+    pub(crate) fn extent_bytes(&self) -> u64 {
+        self.extents.load(Ordering::Relaxed) as u64
     }
 
     pub(crate) fn allocate(self: &Arc<Self>, min: u32, max: u32) -> Result<RunGuard, AllocError> {
         let run = self.store.allocate(min, max)?;
         self.blocks.fetch_add(run.blocks as usize, Ordering::Relaxed);
         Ok(RunGuard { space: self.clone(), run })
+    }
+
+    fn free(&self, run: Run) {
+        self.store.free(run);
+        self.blocks.fetch_sub(run.blocks as usize, Ordering::Relaxed);
     }
 }
 
@@ -54,37 +77,115 @@ impl RunGuard {
     pub(crate) fn blocks(&self) -> u32 {
         self.run.blocks
     }
-
-    /// Cuts the first `blocks` off as a guard of their own.
-    ///
-    /// # Panics
-    /// Unless `0 < blocks <= self.blocks()`.
-    pub(crate) fn split_front(&mut self, blocks: u32) -> RunGuard {
-        assert!(blocks > 0 && blocks <= self.run.blocks);
-        let front = Run { start: self.run.start, blocks };
-        self.run = Run { start: self.run.start + blocks, blocks: self.run.blocks - blocks };
-        RunGuard { space: self.space.clone(), run: front }
-    }
 }
 
 impl Drop for RunGuard {
     fn drop(&mut self) {
         if self.run.blocks > 0 {
-            self.space.store.free(self.run);
-            self.space.blocks.fetch_sub(self.run.blocks as usize, Ordering::Relaxed);
+            self.space.free(self.run);
         }
     }
 }
 
-/// What an extent costs in metadata: itself and its place in a chunk's list, as the heap rounds them.
+/// Blocks of a segment, at most.
+pub(crate) const SEGMENT_BLOCKS: usize = 256;
+
+/// Extents begin at multiples of so many bytes.
+pub(crate) const EXTENT_ALIGN: usize = 64;
+
+/// What a segment costs in metadata, with its share of a slab.
+pub(crate) const SEGMENT_COST: usize = size_of::<Segment>() + 32;
+
+/// Blocks that were written in one piece.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    space: Arc<ExtentSpace>,
+    start: u32,
+    /// How many extents touch each block. (Not the model checker's: under it each would take as much as a page.)
+    users: [std::sync::atomic::AtomicU8; SEGMENT_BLOCKS],
+    _charge: Charge,
+}
+
+kept!(counted Segment, "segment");
+
+impl Segment {
+    /// The segment of a run that was written, with extents at these bytes of it. Blocks that none touches go free.
+    pub(crate) fn new(run: RunGuard, extents: impl Iterator<Item = Range<usize>>, charge: Charge) -> Segment {
+        let mut users = [0u8; SEGMENT_BLOCKS];
+        for bytes in extents {
+            run.space.extents.fetch_add(bytes.len(), Ordering::Relaxed);
+            for block in blocks_of(&bytes) {
+                // At most 64 extents begin in a block.
+                users[block] += 1;
+            }
+        }
+        let segment = Segment {
+            space: run.space.clone(),
+            start: run.start(),
+            users: users.map(Into::into),
+            _charge: charge,
+        };
+        let count = run.blocks() as usize;
+        std::mem::forget(run);
+        segment.free_runs((0..count).filter(|&block| users[block] == 0));
+        segment
+    }
+
+    fn release(&self, bytes: &Range<usize>) {
+        self.space.extents.fetch_sub(bytes.len(), Ordering::Relaxed);
+        self.free_runs(blocks_of(bytes).filter(|&b| self.users[b].fetch_sub(1, Ordering::AcqRel) == 1));
+    }
+
+    /// Frees blocks, neighbours together.
+    fn free_runs(&self, blocks: impl Iterator<Item = usize>) {
+        let mut run = Run { start: 0, blocks: 0 };
+        for block in blocks {
+            let start = self.start + u32::try_from(block).unwrap_or(u32::MAX);
+            if run.blocks > 0 && run.start + run.blocks == start {
+                run.blocks += 1;
+                continue;
+            }
+            if run.blocks > 0 {
+                self.space.free(run);
+            }
+            run = Run { start, blocks: 1 };
+        }
+        if run.blocks > 0 {
+            self.space.free(run);
+        }
+    }
+}
+
+fn blocks_of(bytes: &Range<usize>) -> Range<usize> {
+    bytes.start / BLOCK..bytes.end.div_ceil(BLOCK)
+}
+
+/// Where an extent's payload is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Memory(Own<Held>),
+    /// At a multiple of [`EXTENT_ALIGN`] of the segment.
+    Store(Ref<Segment>, u16),
+}
+
+impl Place {
+    /// In a segment, at this byte of it.
+    pub(crate) fn stored(segment: &Ref<Segment>, at: usize) -> Place {
+        let at = u16::try_from(at / EXTENT_ALIGN).expect("segments are at most a mebibyte");
+        Place::Store(segment.clone(), at)
+    }
+}
+
+/// What an extent costs in metadata: itself and its place in a chunk's list, with its share of a slab.
 pub(crate) const EXTENT_COST: usize = size_of::<Extent>() + 48;
 
-/// A cluster in the store: its blocks, how to read it back, and which pages of its chunk it held.
+/// A cluster that is packed: where it is, how to read it back, and which pages of its chunk it held.
 #[derive(Debug)]
 pub(crate) struct Extent {
-    run: RunGuard,
+    /// A leaf lock, but for the tier's.
+    place: Mutex<Place>,
     encoded: Encoded,
-    /// Seeds the checksum, so that another cluster's bytes are not taken for this one's.
+    /// Seeds the checksums, so that another cluster's bytes are not taken for this one's. Never used twice.
     tag: u64,
     pages: PageSet,
     _charge: Charge,
@@ -92,26 +193,30 @@ pub(crate) struct Extent {
 
 kept!(counted Extent, "extent");
 
+/// What to read from a store to have some strips.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlocksOfStrips {
+    pub(crate) start: u32,
+    pub(crate) blocks: u32,
+    /// Where in the first block the strips begin.
+    pub(crate) skip: usize,
+}
+
+/// Blocks that a payload can touch.
+pub(crate) const MAX_READ_BLOCKS: usize = MAX_PAYLOAD.div_ceil(BLOCK) + 1;
+
 impl Extent {
-    pub(crate) fn new(run: RunGuard, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {
-        Extent { run, encoded, tag, pages, _charge: charge }
+    pub(crate) fn new(place: Place, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {
+        Extent { place: Mutex::new(place), encoded, tag, pages, _charge: charge }
     }
 
-    pub(crate) fn start(&self) -> u32 {
-        self.run.start()
+    pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock()
     }
 
-    /// Bytes to read: whole blocks.
+    /// Bytes of payload.
     pub(crate) fn len(&self) -> usize {
-        self.run.blocks() as usize * BLOCK
-    }
-
-    pub(crate) fn blocks(&self) -> u32 {
-        self.run.blocks()
-    }
-
-    pub(crate) fn encoded(&self) -> &Encoded {
-        &self.encoded
+        self.encoded.len()
     }
 
     pub(crate) fn tag(&self) -> u64 {
@@ -121,5 +226,85 @@ impl Extent {
     /// The pages it was written with, live or not.
     pub(crate) fn pages(&self) -> PageSet {
         self.pages
+    }
+
+    /// The place of a page of the chunk among the cluster's.
+    pub(crate) fn rank(&self, page: usize) -> usize {
+        (self.pages & ((1 << page) - 1)).count_ones() as usize
+    }
+
+    /// The strips that hold some of its pages.
+    pub(crate) fn strips(&self, set: PageSet) -> Range<usize> {
+        let set = set & self.pages;
+        if set == 0 {
+            return 0..0;
+        }
+        let strip = |page: u32| self.encoded.strip_of(self.rank(page as usize));
+        strip(set.trailing_zeros())..strip(PageSet::BITS - 1 - set.leading_zeros()) + 1
+    }
+
+    /// Whether it is in the store.
+    pub(crate) fn is_stored(&self) -> bool {
+        matches!(&*self.place(), Place::Store(..))
+    }
+
+    /// What to read from the store for some strips; `None` while they are in memory.
+    pub(crate) fn blocks_of(&self, strips: Range<usize>) -> Option<BlocksOfStrips> {
+        let Place::Store(segment, at) = &*self.place() else { return None };
+        let base = usize::from(*at) * EXTENT_ALIGN;
+        let bytes = self.encoded.bytes_of(strips);
+        let bytes = base + bytes.start..base + bytes.end;
+        let blocks = blocks_of(&bytes);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Some(BlocksOfStrips {
+            start: segment.start + count(blocks.start),
+            blocks: count(blocks.len()),
+            skip: bytes.start % BLOCK,
+        })
+    }
+
+    /// Copies the bytes of some strips out of compressed memory; `None` when they are in the store. Returns how many.
+    pub(crate) fn copy_held(&self, strips: Range<usize>, out: &mut [u8]) -> Option<usize> {
+        let Place::Memory(held) = &mut *self.place() else { return None };
+        let bytes = self.encoded.bytes_of(strips);
+        held.copy_to(bytes.start, &mut out[..bytes.len()]);
+        Some(bytes.len())
+    }
+
+    /// Checks and unpacks some strips from their bytes.
+    pub(crate) fn unpack(
+        &self,
+        strips: Range<usize>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<codec::Pages, codec::CodecError> {
+        codec::decode(&self.encoded, self.tag, strips, payload, out)
+    }
+
+    /// Bytes of the budget it takes in compressed memory. For [`crate::testing`].
+    pub(crate) fn held_cost(&self) -> usize {
+        match &*self.place() {
+            Place::Memory(held) => held.cost(),
+            Place::Store(..) => 0,
+        }
+    }
+
+    /// Blocks of the store it touches. For [`crate::testing`].
+    pub(crate) fn stored_blocks(&self) -> Option<Range<u32>> {
+        let all = self.blocks_of(0..self.encoded.strips())?;
+        Some(all.start..all.start + all.blocks)
+    }
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        let len = self.encoded.len();
+        match self.place.get_mut() {
+            Place::Memory(held) => held.leave(),
+            Place::Store(segment, at) => {
+                let start = usize::from(*at) * EXTENT_ALIGN;
+                segment.release(&(start..start + len));
+            }
+        }
     }
 }

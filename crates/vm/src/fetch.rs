@@ -1,44 +1,62 @@
-//! Page-in: reading a cluster back from the store, once for all who wait for it.
+//! Page-in: reading strips of a cluster back, from compressed memory or from the store, once for all who wait.
 //!
-//! What is read is not made resident (design: no promotion on read): readers copy from the unpacked cluster and let
-//! it go. Unpacked clusters live outside the budget's pages in a fixed number of slots, so that reading never waits
-//! for writers. A slot is held until the last reader has copied.
+//! What is read is not made resident (design: no promotion on read): readers copy from the unpacked strips and let
+//! them go. Unpacked strips live in a fixed number of buffers outside the budget's pages, so that reading never waits
+//! for writers. A buffer is held until the last reader has copied.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::ops::Range;
 use std::task::{Poll, Waker};
 
 use overspill_slab::{Ref, kept};
-use overspill_store::codec::{self, Pages};
+use overspill_store::codec::{MAX_CLUSTER, MAX_PAYLOAD, Pages};
 use overspill_sys::AlignedBuf;
 
-use crate::CHUNK;
 use crate::error::VmError;
-use crate::extent::Extent;
+use crate::extent::{BlocksOfStrips, Extent};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::ticket::{Pending, Sender, ticket};
 
-/// Bytes one slot stands for in the budget.
-pub(crate) const SLOT_COST: usize = CHUNK;
+/// Bytes one slot stands for in the budget: what is unpacked, and room for what it is unpacked from.
+pub(crate) const SLOT_COST: usize = MAX_CLUSTER + MAX_PAYLOAD.next_multiple_of(crate::PAGE);
 
-/// A cluster's pages, read back.
+/// Strips of a cluster, read back.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
     extent: Ref<Extent>,
-    buf: AlignedBuf,
     pages: Pages,
-    _slot: FetchSlot,
+    slot: FetchSlot,
 }
 
 impl Unpacked {
+    /// Unpacks strips that are in compressed memory; gives the slot back when they are not.
+    pub(crate) fn from_memory(
+        extent: &Ref<Extent>,
+        strips: Range<usize>,
+        mut slot: FetchSlot,
+    ) -> Result<Result<Arc<Unpacked>, VmError>, FetchSlot> {
+        let (out, packed) = slot.buffers();
+        let Some(len) = extent.copy_held(strips.clone(), packed) else { return Err(slot) };
+        let unpacked = extent.unpack(strips, &packed[..len], out);
+        Ok(match unpacked {
+            Ok(pages) => Ok(Arc::new(Unpacked { extent: extent.clone(), pages, slot })),
+            Err(_) => Err(VmError::Lost),
+        })
+    }
+
     pub(crate) fn is_of(&self, extent: &Ref<Extent>) -> bool {
         Ref::ptr_eq(&self.extent, extent)
     }
 
-    /// Bytes of a page of the chunk; past them it is zero.
-    pub(crate) fn page(&self, page: usize) -> &[u8] {
-        let rank = (self.extent.pages() & ((1 << page) - 1)).count_ones() as usize;
-        self.pages.get(rank).map_or(&[], |range| &self.buf[range])
+    /// How many pages.
+    pub(crate) fn count(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
+    /// Bytes of a page of the chunk; past them it is zero. `None` when it is in none of these strips.
+    pub(crate) fn page(&self, page: usize) -> Option<&[u8]> {
+        Some(&self.slot.unpacked()[self.pages.get(self.extent.rank(page))?])
     }
 }
 
@@ -48,16 +66,18 @@ enum State {
     Done(Result<Arc<Unpacked>, VmError>),
 }
 
-/// One cluster on its way in.
+/// Strips on their way in.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     pub(crate) extent: Ref<Extent>,
+    strips: Range<usize>,
+    pub(crate) from: BlocksOfStrips,
     state: Mutex<State>,
     slot: Mutex<Option<FetchSlot>>,
 }
 
 impl Fetch {
-    /// Waits for the cluster.
+    /// Waits for the strips.
     pub(crate) fn wait(&self) -> impl Future<Output = Result<Arc<Unpacked>, VmError>> + '_ {
         poll_fn(|cx| match &mut *self.state.lock() {
             State::Done(result) => Poll::Ready(result.clone()),
@@ -69,16 +89,19 @@ impl Fetch {
         })
     }
 
-    pub(crate) fn is_of(&self, extent: &Ref<Extent>) -> bool {
+    /// Whether these strips of this extent come with it.
+    pub(crate) fn brings(&self, extent: &Ref<Extent>, strips: &Range<usize>) -> bool {
         Ref::ptr_eq(&self.extent, extent)
+            && self.strips.start <= strips.start
+            && strips.end <= self.strips.end
     }
 
-    /// Unpacks `payload` as read from the store.
-    pub(crate) fn unpack(&self, payload: &[u8]) -> Result<Arc<Unpacked>, VmError> {
-        let slot = self.slot.lock().take().ok_or(VmError::ShutDown)?;
-        let mut buf = AlignedBuf::new(CHUNK);
-        match codec::decode(payload, self.extent.encoded(), self.extent.tag(), &mut buf) {
-            Ok(pages) => Ok(Arc::new(Unpacked { extent: self.extent.clone(), buf, pages, _slot: slot })),
+    /// Unpacks the blocks as read from the store.
+    pub(crate) fn unpack(&self, blocks: &[u8]) -> Result<Arc<Unpacked>, VmError> {
+        let mut slot = self.slot.lock().take().ok_or(VmError::ShutDown)?;
+        let payload = blocks.get(self.from.skip..).unwrap_or(&[]);
+        match self.extent.unpack(self.strips.clone(), payload, slot.buffers().0) {
+            Ok(pages) => Ok(Arc::new(Unpacked { extent: self.extent.clone(), pages, slot })),
             Err(_) => Err(VmError::Lost),
         }
     }
@@ -92,10 +115,13 @@ impl Fetch {
     }
 }
 
-/// The fetches under way, by the block they start at, and the slots they may use.
+/// Which fetch: of which extent, from which strip on.
+type Key = (u64, usize);
+
+/// The fetches under way, and the slots they may use.
 #[derive(Debug)]
 pub(crate) struct Fetches {
-    under_way: Mutex<HashMap<u32, Weak<Fetch>>>,
+    under_way: Mutex<HashMap<Key, Weak<Fetch>>>,
     slots: Arc<FetchSlots>,
 }
 
@@ -105,23 +131,35 @@ pub(crate) enum Begun {
     Joined(Arc<Fetch>),
     /// It is new: its read must be queued.
     New(Arc<Fetch>),
+    /// There was nothing to read: the strips are in compressed memory.
+    Done(Result<Arc<Unpacked>, VmError>),
     /// All slots are taken: wait for one ([`Fetches::slot`]), then ask again.
     NoSlot,
 }
 
 impl Fetches {
     pub(crate) fn new(slots: usize) -> Fetches {
+        let buffers = (0..slots).map(|_| AlignedBuf::new(SLOT_COST)).collect();
         Fetches {
             under_way: Mutex::new(HashMap::new()),
-            slots: Arc::new(FetchSlots { inner: Mutex::new((slots, VecDeque::new())) }),
+            slots: Arc::new(FetchSlots { inner: Mutex::new((buffers, VecDeque::new())) }),
         }
     }
 
-    /// Begins to read `extent`, or joins who did. `slot` is one got earlier from [`Begun::NoSlot`].
-    pub(crate) fn begin(&self, extent: &Ref<Extent>, slot: Option<FetchSlot>) -> Begun {
+    /// Begins to read strips of `extent`, or joins who did. `slot` is one got earlier from [`Begun::NoSlot`].
+    pub(crate) fn begin(&self, extent: &Ref<Extent>, strips: Range<usize>, slot: Option<FetchSlot>) -> Begun {
+        let Some(from) = extent.blocks_of(strips.clone()) else {
+            let Some(slot) = slot.or_else(|| self.slots.take()) else { return Begun::NoSlot };
+            // It may just have left for the store.
+            return match Unpacked::from_memory(extent, strips.clone(), slot) {
+                Ok(done) => Begun::Done(done),
+                Err(slot) => self.begin(extent, strips, Some(slot)),
+            };
+        };
+        let key = (extent.tag(), strips.start);
         let mut under_way = self.under_way.lock();
-        if let Some(fetch) = under_way.get(&extent.start()).and_then(Weak::upgrade)
-            && fetch.is_of(extent)
+        if let Some(fetch) = under_way.get(&key).and_then(Weak::upgrade)
+            && fetch.brings(extent, &strips)
         {
             return Begun::Joined(fetch);
         }
@@ -130,10 +168,12 @@ impl Fetches {
         };
         let fetch = Arc::new(Fetch {
             extent: extent.clone(),
+            strips,
+            from,
             state: Mutex::new(State::Pending(Vec::new())),
             slot: Mutex::new(Some(slot)),
         });
-        under_way.insert(extent.start(), Arc::downgrade(&fetch));
+        under_way.insert(key, Arc::downgrade(&fetch));
         Begun::New(fetch)
     }
 
@@ -152,63 +192,79 @@ impl Fetches {
     /// The fetch is over: later readers begin anew.
     pub(crate) fn end(&self, fetch: &Arc<Fetch>) {
         let mut under_way = self.under_way.lock();
-        let start = fetch.extent.start();
-        if under_way.get(&start).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(fetch))) {
-            under_way.remove(&start);
+        let key = (fetch.extent.tag(), fetch.strips.start);
+        if under_way.get(&key).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(fetch))) {
+            under_way.remove(&key);
         }
     }
 }
 
-/// A counting semaphore whose waiters are served in order.
+/// Buffers to unpack into. Who waits for one is served in order.
 #[derive(Debug)]
 struct FetchSlots {
-    inner: Mutex<(usize, VecDeque<Sender<FetchSlot>>)>,
+    inner: Mutex<(Vec<AlignedBuf>, VecDeque<Sender<FetchSlot>>)>,
 }
 
-/// The right to have one cluster unpacked.
+/// A buffer to unpack into; returns when it is dropped.
 #[derive(Debug)]
-pub(crate) struct FetchSlot(Arc<FetchSlots>);
+pub(crate) struct FetchSlot {
+    /// There until it is dropped.
+    buf: Option<AlignedBuf>,
+    slots: Arc<FetchSlots>,
+}
 
 kept!(counted Pending<FetchSlot>, "ticket for a fetch");
 
+impl FetchSlot {
+    /// Room for what is unpacked, and for what it is unpacked from.
+    fn buffers(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.buf.as_mut().expect("there until dropped").split_at_mut(MAX_CLUSTER)
+    }
+
+    fn unpacked(&self) -> &[u8] {
+        &self.buf.as_ref().expect("there until dropped")[..MAX_CLUSTER]
+    }
+}
+
 impl FetchSlots {
+    fn slot(self: &Arc<Self>, buf: AlignedBuf) -> FetchSlot {
+        FetchSlot { buf: Some(buf), slots: self.clone() }
+    }
+
     fn take(self: &Arc<Self>) -> Option<FetchSlot> {
-        let mut inner = self.inner.lock();
-        inner.0 = inner.0.checked_sub(1)?;
-        Some(FetchSlot(self.clone()))
+        let buf = self.inner.lock().0.pop()?;
+        Some(self.slot(buf))
     }
 
     /// A slot now, or the next that comes free is sent.
     fn take_or_queue(self: &Arc<Self>, sender: Sender<FetchSlot>) -> Option<FetchSlot> {
         let mut inner = self.inner.lock();
-        match inner.0.checked_sub(1) {
-            Some(left) => {
-                inner.0 = left;
-                Some(FetchSlot(self.clone()))
-            }
-            None => {
-                inner.1.push_back(sender);
-                None
-            }
+        if let Some(buf) = inner.0.pop() {
+            return Some(self.slot(buf));
         }
+        inner.1.push_back(sender);
+        None
     }
 }
 
 impl Drop for FetchSlot {
     fn drop(&mut self) {
+        let Some(buf) = self.buf.take() else { return };
         let next = {
-            let mut inner = self.0.inner.lock();
+            let mut inner = self.slots.inner.lock();
             while inner.1.front().is_some_and(|sender| !sender.is_wanted()) {
                 inner.1.pop_front();
             }
-            let next = inner.1.pop_front();
-            if next.is_none() {
-                inner.0 += 1;
+            match inner.1.pop_front() {
+                Some(next) => Some((next, buf)),
+                None => {
+                    inner.0.push(buf);
+                    None
+                }
             }
-            next
         };
-        if let Some(next) = next {
-            next.send(FetchSlot(self.0.clone()));
+        if let Some((next, buf)) = next {
+            next.send(self.slots.slot(buf));
         }
     }
 }

@@ -4,8 +4,11 @@
 
 use std::collections::VecDeque;
 
+use overspill_store::BLOCK;
+
+use crate::batch::Batch;
+use crate::extent::MAX_READ_BLOCKS;
 use crate::fetch::Fetch;
-use crate::pageout::Batch;
 use crate::sync::{Arc, Mutex};
 
 /// A request to the store.
@@ -33,22 +36,25 @@ impl WriteIo {
     }
 }
 
-/// A cluster to be read.
+/// Strips of a cluster to be read.
 #[derive(Debug)]
 pub struct ReadIo(pub(crate) Arc<Fetch>);
 
 impl ReadIo {
+    /// The most bytes one asks for.
+    pub const MAX: usize = MAX_READ_BLOCKS * BLOCK;
+
     /// The first block.
     pub fn start(&self) -> u32 {
-        self.0.extent.start()
+        self.0.from.start
     }
 
-    /// How many bytes: a whole number of blocks, at most [`overspill_store::codec::MAX_CLUSTER`].
+    /// How many bytes: a whole number of blocks, at most [`ReadIo::MAX`].
     pub fn len(&self) -> usize {
-        self.0.extent.len()
+        self.0.from.blocks as usize * BLOCK
     }
 
-    /// Never: a cluster has at least one block.
+    /// Never: strips have at least one block.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -76,6 +82,10 @@ impl IoQueue {
 
     pub(crate) fn next_write(&self) -> Option<WriteIo> {
         self.writes.lock().pop_front()
+    }
+
+    pub(crate) fn newest_read(&self) -> Option<ReadIo> {
+        self.reads.lock().pop_back()
     }
 
     pub(crate) fn has_reads(&self) -> bool {

@@ -24,6 +24,7 @@
 compile_error!("object offsets are u64 and lengths usize: 64-bit machines only");
 
 mod account;
+mod batch;
 mod budget;
 mod bytes;
 mod chunk;
@@ -38,6 +39,7 @@ mod queue;
 mod sync;
 pub mod testing;
 mod ticket;
+mod tier;
 mod tree;
 mod vm;
 

@@ -12,6 +12,8 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "what is cast lies within a chunk")]
 
+use std::ops::Range;
+
 use overspill_slab::Ref;
 use smallvec::SmallVec;
 
@@ -78,9 +80,20 @@ struct Progress {
     space: Space,
 }
 
+/// Strips of an extent that must be read first.
+struct Wanted {
+    extent: Ref<Extent>,
+    strips: Range<usize>,
+}
+
+impl Wanted {
+    fn new(extent: &Ref<Extent>, set: PageSet) -> Wanted {
+        Wanted { extent: extent.clone(), strips: extent.strips(set) }
+    }
+}
+
 enum Stop {
-    /// These bytes must be read first.
-    Fetch(Ref<Extent>),
+    Fetch(Wanted),
     Failed(VmError),
 }
 
@@ -120,25 +133,26 @@ impl Object {
         let mut left = piece.pages();
         let mut cluster: Option<Arc<Unpacked>> = None;
         loop {
-            let Some(extent) = self.copy_out(piece, out, &mut left, cluster.take().as_deref())? else {
+            let Some(wanted) = self.copy_out(piece, out, &mut left, cluster.take().as_deref())? else {
                 return Ok(());
             };
-            if ahead.is_empty() {
+            if ahead.is_empty() && following > 0 {
                 self.begin_ahead(piece, following, ahead);
             }
-            let begun = ahead.iter().position(|fetch| fetch.is_of(&extent)).map(|i| ahead.swap_remove(i));
-            cluster = self.fetch(piece.chunk, &extent, begun, ahead).await?;
+            let begun = ahead.iter().position(|fetch| fetch.brings(&wanted.extent, &wanted.strips));
+            let begun = begun.map(|i| ahead.swap_remove(i));
+            cluster = self.fetch(piece.chunk, &wanted, begun, ahead).await?;
         }
     }
 
-    /// Copies what pages of `left` can be had, and takes them off it. Answers an extent that holds another.
+    /// Copies what pages of `left` can be had, and takes them off it. Answers what holds others.
     fn copy_out(
         &self,
         piece: Piece,
         out: &mut [u8],
         left: &mut PageSet,
         cluster: Option<&Unpacked>,
-    ) -> Result<Option<Ref<Extent>>, VmError> {
+    ) -> Result<Option<Wanted>, VmError> {
         let tree = self.tree.read();
         let Some(chunk) = tree.get(piece.chunk) else {
             for page in members(std::mem::take(left)) {
@@ -155,64 +169,77 @@ impl Object {
                 PageIn::Bytes(bytes) => bytes.as_slice(),
                 PageIn::Zero => &[],
                 PageIn::Lost => return Err(VmError::Lost),
-                PageIn::Stored(extent) => match cluster.filter(|cluster| cluster.is_of(extent)) {
-                    Some(cluster) => cluster.page(page),
-                    None => {
-                        missing.get_or_insert_with(|| extent.clone());
-                        continue;
+                PageIn::Stored(extent) => {
+                    let here = cluster.filter(|cluster| cluster.is_of(extent));
+                    match here.and_then(|cluster| cluster.page(page)) {
+                        Some(bytes) => bytes,
+                        None => {
+                            let (_, set) = missing.get_or_insert_with(|| (extent.clone(), 0));
+                            *set |= 1 << page;
+                            continue;
+                        }
                     }
-                },
+                }
             };
             copy_padded(&mut out[range], bytes, at);
             *left &= !(1 << page);
         }
-        Ok(missing)
+        // The pages of other extents among them are sorted out by `strips`.
+        Ok(missing.map(|(extent, set)| Wanted::new(&extent, set)))
     }
 
     /// Asks for the clusters the rest of a read will want, as far as there are slots for them now.
     fn begin_ahead(&self, piece: Piece, following: usize, ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>) {
-        let end = piece.chunk + (piece.at + piece.len + following).div_ceil(CHUNK) as u64;
-        let mut extents: SmallVec<[Ref<Extent>; READ_AHEAD]> = SmallVec::new();
+        let read_end = piece.chunk * CHUNK as u64 + (piece.at + piece.len + following) as u64;
+        let end = read_end.div_ceil(CHUNK as u64);
+        let mut wanted: SmallVec<[Wanted; READ_AHEAD]> = SmallVec::new();
         {
             let tree = self.tree.read();
             let mut next = piece.chunk + 1;
             while let Some((number, chunk)) = tree.next(next).filter(|&(number, _)| number < end) {
                 let state = chunk.lock();
-                let wanted = state.clusters().iter().filter(|cluster| cluster.live & !state.resident() != 0);
-                extents.extend(wanted.map(|cluster| cluster.extent.clone()));
-                if extents.len() >= READ_AHEAD {
+                let base = number * CHUNK as u64;
+                let last = (read_end - base).min(CHUNK as u64) as usize;
+                let inside = pages(0, last.div_ceil(PAGE)) & !state.resident();
+                for cluster in state.clusters().iter().filter(|cluster| cluster.live & inside != 0) {
+                    if wanted.len() < READ_AHEAD && cluster.extent.is_stored() {
+                        wanted.push(Wanted::new(&cluster.extent, cluster.live & inside));
+                    }
+                }
+                if wanted.len() >= READ_AHEAD {
                     break;
                 }
                 next = number + 1;
             }
         }
-        for extent in extents.iter().take(READ_AHEAD) {
-            match self.shared.begin_fetch(extent, None) {
+        for Wanted { extent, strips } in &wanted {
+            match self.shared.begin_fetch(extent, strips.clone(), None) {
                 Begun::Joined(fetch) | Begun::New(fetch) => ahead.push(fetch),
+                Begun::Done(_) => {}
                 Begun::NoSlot => break,
             }
         }
     }
 
-    /// Waits for a cluster. Damage is read once more before it is believed; then its pages are lost, and the caller
+    /// Waits for strips of a cluster. Damage is read once more before it is believed; then its pages are lost, and the caller
     /// looks again: they may have been written anew meanwhile.
     async fn fetch(
         &self,
         chunk: u64,
-        extent: &Ref<Extent>,
+        wanted: &Wanted,
         mut begun: Option<Arc<Fetch>>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Option<Arc<Unpacked>>, VmError> {
         let mut damaged = false;
         loop {
-            let fetch = match begun.take() {
-                Some(fetch) => fetch,
-                None => self.begin_fetch(extent, ahead).await?,
+            let result = match begun.take() {
+                Some(fetch) => fetch.wait().await,
+                None => self.begin_fetch(wanted, ahead).await?,
             };
-            match fetch.wait().await {
+            match result {
                 Err(VmError::Lost) if damaged => {
                     if let Some(chunk) = self.tree.read().get(chunk) {
-                        chunk.lock().lose_extent(extent);
+                        chunk.lock().lose_extent(&wanted.extent);
                     }
                     return Ok(None);
                 }
@@ -224,13 +251,14 @@ impl Object {
 
     async fn begin_fetch(
         &self,
-        extent: &Ref<Extent>,
+        wanted: &Wanted,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
-    ) -> Result<Arc<Fetch>, VmError> {
+    ) -> Result<Result<Arc<Unpacked>, VmError>, VmError> {
         let mut slot = None;
         loop {
-            match self.shared.begin_fetch(extent, slot.take()) {
-                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(fetch),
+            match self.shared.begin_fetch(&wanted.extent, wanted.strips.clone(), slot.take()) {
+                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(fetch.wait().await),
+                Begun::Done(result) => return Ok(result),
                 Begun::NoSlot => {
                     // Who waits for a slot holds none, or readers could wait for each other.
                     ahead.clear();
@@ -272,8 +300,8 @@ impl Object {
             match wrote {
                 Ok(()) => return Ok(()),
                 Err(Stop::Failed(error)) => return Err(error),
-                Err(Stop::Fetch(extent)) => {
-                    cluster = self.fetch(piece.chunk, &extent, None, &mut SmallVec::new()).await?;
+                Err(Stop::Fetch(wanted)) => {
+                    cluster = self.fetch(piece.chunk, &wanted, None, &mut SmallVec::new()).await?;
                 }
             }
         }
@@ -308,7 +336,8 @@ impl Object {
                     if is_fresh && credit == 0 {
                         chunk.account().uncharge(1);
                     }
-                    result = Err(stop.map_or_else(Stop::Failed, Stop::Fetch));
+                    let wanted = |extent| Stop::Fetch(Wanted::new(&extent, 1 << page));
+                    result = Err(stop.map_or_else(Stop::Failed, wanted));
                     break;
                 }
                 progress.done = end;

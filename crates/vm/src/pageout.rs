@@ -1,25 +1,30 @@
 //! Pageout: choosing, cleaning and freeing pages when the budget runs short.
 //!
-//! A step looks at a few chunks, drops pages whose slot is good, and packs dirty ones into a batch: clusters side by
-//! side in one run of the store, written as one request. It waits for nobody: where it cannot go on it says what it
-//! needs ([`Step`]). Batches, their buffers and the compressor's tables exist before they are needed (iron rule 1);
-//! what is still taken from the heap here is one small record per cluster, until the slab allocator can reserve
-//! them.
+//! ```text
+//!   page queues ──► pack ──► compressed memory (tier.rs)          pages that pack well; no I/O
+//!                     └────► batch ─────────┐                     pages that do not
+//!   tier, over its share ──► batch ─────────┴──► store ──► complete
+//! ```
+//! A step looks at a few chunks and packs their dirty pages; when compressed memory is over its share of the budget its
+//! oldest clusters go to the store, side by side in one run, written as one request (`batch.rs`). It waits for nobody:
+//! where it cannot go on it says what it needs ([`Step`]). Batches, their buffers and the compressor's tables exist before
+//! they are needed (iron rule 1); compressed memory that cannot be had makes clusters go to the store at once.
 
-use overspill_slab::{Ref, RefReserve};
-use overspill_store::codec::{Encoded, Encoder, MAX_CLUSTER};
-use overspill_store::{AllocError, BLOCK};
-use overspill_sys::AlignedBuf;
+use overspill_slab::RefReserve;
+use overspill_store::AllocError;
+use overspill_store::codec::{Encoder, Grain, MAX_PAYLOAD, Method};
 use smallvec::SmallVec;
 
 use crate::CHUNK_PAGES;
+use crate::batch::{Batch, Item};
 use crate::bytes::Bytes;
-use crate::chunk::{Chunk, ChunkHandle as _, PageSet};
+use crate::chunk::{ChunkHandle as _, PageSet};
 use crate::error::VmError;
-use crate::extent::{EXTENT_COST, Extent, ExtentSpace, RunGuard};
+use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Place};
 use crate::io::WriteIo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
+use crate::tier::Tier;
 use crate::vm::Shared;
 
 /// What one step of pageout came to.
@@ -38,60 +43,20 @@ pub enum Step {
     Stuck,
 }
 
-/// A page takes a block at most.
-const MAX_CLUSTER_BLOCKS: u32 = 16;
-const _: () = assert!(MAX_CLUSTER == 16 * BLOCK);
-
 /// How many chunks a step looks at before it lets the queues go and says so.
 const SCAN: usize = 64;
 
-struct Packed {
-    chunk: Ref<Chunk>,
-    pages: PageSet,
-    encoded: Encoded,
-    tag: u64,
-    blocks: u32,
-}
-
-/// Clusters going out together.
-pub(crate) struct Batch {
-    buf: AlignedBuf,
-    run: Option<RunGuard>,
-    clusters: Vec<Packed>,
-    /// One for each cluster: a write that has ended needs no memory (iron rule 1).
-    extents: RefReserve<Extent>,
-    /// Bytes of the budget that go free when it is written.
-    frees: usize,
-}
-
-impl std::fmt::Debug for Batch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Batch({} clusters at {:?})", self.clusters.len(), self.run)
-    }
-}
-
-impl Batch {
-    fn new(bytes: usize) -> Result<Batch, VmError> {
-        let most = bytes / BLOCK;
-        let (clusters, extents) = (Vec::with_capacity(most), RefReserve::new(most)?);
-        Ok(Batch { buf: AlignedBuf::new(bytes), run: None, clusters, extents, frees: 0 })
-    }
-
-    pub(crate) fn start(&self) -> u32 {
-        self.run.as_ref().map_or(0, RunGuard::start)
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        let blocks = self.run.as_ref().map_or(0, RunGuard::blocks);
-        &self.buf[..blocks as usize * BLOCK]
-    }
-}
-
-/// The packing half of pageout; one thread at a time.
+/// The packing half of pageout; one thread at a time has it.
 struct Packer {
     encoder: Encoder,
-    next_tag: u64,
-    /// Chunks looked at since something could last be done. All of them in vain: stuck.
+    /// For clusters that go to compressed memory.
+    extents: RefReserve<Extent>,
+}
+
+/// What pageout found out about being stuck.
+#[derive(Default)]
+struct Search {
+    /// Chunks and clusters looked at since something could last be done. All of them in vain: stuck.
     in_vain: usize,
     /// [`Budget::quiet`](crate::budget::Budget::quiet) when last stuck.
     stuck_at: Option<u64>,
@@ -100,11 +65,19 @@ struct Packer {
 /// Pageout's state.
 pub(crate) struct Pageout {
     space: Option<Arc<ExtentSpace>>,
+    pub(crate) tier: Arc<Tier>,
+    /// Who steps has this lock, then perhaps the packer's.
+    search: Mutex<Search>,
     packer: Mutex<Packer>,
+    /// Who helps when writers wait.
+    helper: Mutex<Packer>,
+    next_tag: AtomicU64,
     #[expect(clippy::vec_box, reason = "requests carry a batch by pointer, not by value")]
     idle: Mutex<Vec<Box<Batch>>>,
     /// Bytes of the budget in batches under way.
     coming: AtomicUsize,
+    /// Bytes of compressed memory among them.
+    leaving: AtomicUsize,
     in_flight: AtomicUsize,
     failures_in_row: AtomicU64,
     /// Evict everything always, for tests and `debug=evict`.
@@ -113,9 +86,25 @@ pub(crate) struct Pageout {
 
 impl std::fmt::Debug for Pageout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pageout({} under way)", self.in_flight.load(Ordering::Relaxed))
+        write!(f, "Pageout({} under way, {:?})", self.in_flight.load(Ordering::Relaxed), self.tier)
     }
 }
+
+/// What came of packing pages, or of writing out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Something was freed or is on its way.
+    Done,
+    /// Nothing could be.
+    Nothing,
+    /// All batches are under way.
+    NoBatch,
+    /// The store must prepare space.
+    NotReady,
+}
+
+/// Extents that a packer has set aside.
+const EXTENTS: usize = 32;
 
 /// After so many failed writes in a row, who waits for memory is told rather than left waiting.
 const FAILURES_TOLERATED: u64 = 8;
@@ -125,29 +114,43 @@ impl Pageout {
     /// When there is no memory for its batches.
     pub(crate) fn new(
         space: Option<Arc<ExtentSpace>>,
+        method: Method,
         batches: usize,
         batch_bytes: usize,
     ) -> Result<Pageout, VmError> {
         let count = if space.is_some() { batches } else { 0 };
         let idle: Result<Vec<_>, VmError> =
             (0..count).map(|_| Batch::new(batch_bytes).map(Box::new)).collect();
+        let packer = || Packer {
+            encoder: Encoder::new(method),
+            extents: RefReserve::new(0).expect("none is never too many"),
+        };
         Ok(Pageout {
             space,
-            packer: Mutex::new(Packer { encoder: Encoder::new(), next_tag: 1, in_vain: 0, stuck_at: None }),
+            tier: Tier::new(),
+            search: Mutex::default(),
+            packer: Mutex::new(packer()),
+            helper: Mutex::new(packer()),
+            next_tag: AtomicU64::new(1),
             idle: Mutex::new(idle?),
             coming: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             failures_in_row: AtomicU64::new(0),
             eager: AtomicBool::new(false),
         })
     }
 
+    fn is_eager(&self) -> bool {
+        self.eager.load(Ordering::Relaxed)
+    }
+
     fn wanted(&self, shared: &Shared) -> usize {
         let coming = self.coming.load(Ordering::Acquire);
         let wanted = shared.budget.wanted(coming);
-        if self.eager.load(Ordering::Relaxed) {
+        if self.is_eager() {
             // Who waits counts here too, or would wait for ever where nothing is resident.
-            let all = shared.counters.resident_pages().saturating_mul(crate::PAGE);
+            let all = shared.counters.resident_pages().saturating_mul(crate::PAGE) + self.tier.bytes();
             return wanted.max(all.saturating_sub(coming));
         }
         wanted
@@ -168,14 +171,14 @@ impl Pageout {
             }
             shared.budget.short.store(true, Ordering::Release);
         }
-        let mut packer = self.packer.lock();
-        let step = self.launder(shared, &mut packer, wanted);
+        let mut search = self.search.lock();
+        let step = self.launder(shared, &mut search, wanted);
         if step == Step::Stuck {
-            packer.in_vain = 0;
+            search.in_vain = 0;
             shared.budget.short.swap(false, Ordering::AcqRel);
             let quiet = shared.budget.quiet();
-            let before = std::mem::replace(&mut packer.stuck_at, quiet);
-            drop(packer);
+            let before = std::mem::replace(&mut search.stuck_at, quiet);
+            drop(search);
             // What is only set aside comes back, or becomes pages to look at: believed when two looks in a row
             // found nothing, and nothing was set aside in between.
             if quiet.is_some() && quiet != before {
@@ -188,104 +191,69 @@ impl Pageout {
         step
     }
 
+    /// Packs some pages beside whoever steps, while writers wait. Returns whether it did.
+    pub(crate) fn help(&self, shared: &Arc<Shared>) -> bool {
+        let wanted = self.wanted(shared);
+        if !shared.budget.has_waiters() || wanted == 0 {
+            return false;
+        }
+        let Some(mut packer) = self.helper.try_lock() else { return false };
+        self.pack(shared, &mut packer, wanted) == Outcome::Done
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Frees clean pages and fills one batch with dirty ones.
-    fn launder(&self, shared: &Arc<Shared>, packer: &mut Packer, wanted: usize) -> Step {
-        let Some(space) = &self.space else {
-            return Step::Stuck;
-        };
-        let Some(mut batch) = self.idle.lock().pop() else {
-            return Step::AwaitIo;
-        };
-        let capacity = u32::try_from(batch.buf.len() / BLOCK).expect("batches are small");
-        // Usually full: it was brought up when its last write ended.
-        if batch.extents.fill(capacity as usize).is_err() && batch.extents.left() == 0 {
-            self.idle.lock().push(batch);
-            return if self.in_flight() > 0 { Step::AwaitIo } else { Step::Stuck };
+    /// Packs pages, and writes out what compressed memory has too much of.
+    fn launder(&self, shared: &Arc<Shared>, search: &mut Search, wanted: usize) -> Step {
+        let packed = self.pack(shared, &mut self.packer.lock(), wanted);
+        let mut outcomes = [packed, Outcome::Nothing];
+        if self.is_eager() || packed != Outcome::Done || self.is_over_share(shared) {
+            outcomes[1] = self.write_out(shared);
         }
-        let run = match space.allocate(MAX_CLUSTER_BLOCKS.min(capacity), capacity) {
-            Ok(run) => Ok(run),
-            // No long run: a single cluster may still fit a short one, once its length is known.
-            Err(AllocError::Full) => Err(()),
-            Err(AllocError::NotReady) => {
-                self.idle.lock().push(batch);
-                return Step::AwaitStore;
-            }
-        };
-        let room = run.as_ref().map_or(MAX_CLUSTER_BLOCKS, RunGuard::blocks);
-        let looked = packer.in_vain.saturating_add(1);
-        let freed = self.fill(shared, packer, &mut batch, room, wanted);
-        if batch.clusters.is_empty() {
-            self.idle.lock().push(batch);
-            return self.nothing_done(shared, packer, freed);
-        }
-        let used: u32 = batch.clusters.iter().map(|packed| packed.blocks).sum();
-        let run = match run {
-            Ok(mut run) => Ok(run.split_front(used)),
-            Err(()) => space.allocate(used, used),
-        };
-        match run {
-            Ok(run) => batch.run = Some(run),
-            Err(AllocError::NotReady) => {
-                self.put_back(batch);
-                return Step::AwaitStore;
-            }
-            Err(AllocError::Full) => {
-                // This cluster finds no room; another may be shorter.
-                self.put_back(batch);
-                packer.in_vain = looked;
-                return self.nothing_done(shared, packer, freed);
-            }
-        }
-        packer.in_vain = 0;
-        self.coming.fetch_add(batch.frees, Ordering::AcqRel);
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        shared.io.push_write(WriteIo(batch));
-        shared.signals().writes_ready();
-        Step::Worked
-    }
-
-    /// What to do when no batch came together: look on, until all there is was looked at twice in vain.
-    fn nothing_done(&self, shared: &Arc<Shared>, packer: &mut Packer, freed: usize) -> Step {
-        if freed > 0 {
-            packer.in_vain = 0;
+        if outcomes.contains(&Outcome::Done) {
+            search.in_vain = 0;
             shared.budget.grant();
             return Step::Worked;
         }
-        if packer.in_vain <= 2 * shared.queues.lock().len() {
+        if outcomes.contains(&Outcome::NotReady) {
+            return Step::AwaitStore;
+        }
+        if outcomes.contains(&Outcome::NoBatch) && self.in_flight() > 0 {
+            return Step::AwaitIo;
+        }
+        // Look on, until all there is was looked at twice in vain.
+        search.in_vain += SCAN;
+        if search.in_vain <= 2 * (shared.queues.lock().len() + self.tier.len()) + SCAN {
             return Step::Worked;
         }
-        packer.in_vain = 0;
+        search.in_vain = 0;
         if self.in_flight() > 0 { Step::AwaitIo } else { Step::Stuck }
     }
 
-    /// Takes chunks in queue order until the batch has no room for another cluster or enough will be free.
-    /// Returns the bytes freed at once.
-    fn fill(
-        &self,
-        shared: &Arc<Shared>,
-        packer: &mut Packer,
-        batch: &mut Batch,
-        room: u32,
-        wanted: usize,
-    ) -> usize {
-        let mut used = 0;
+    /// Whether compressed memory holds more than its share: what is left to it by metadata, the room that writers are
+    /// kept, and an eighth for pages as they are.
+    fn is_over_share(&self, shared: &Shared) -> bool {
+        if self.space.is_none() {
+            return false;
+        }
+        let share = shared.budget.pageable() / 8 * 7;
+        self.tier.bytes().saturating_sub(self.leaving.load(Ordering::Relaxed)) > share
+    }
+
+    /// Takes chunks in queue order and packs their pages, until enough is free.
+    fn pack(&self, shared: &Arc<Shared>, packer: &mut Packer, wanted: usize) -> Outcome {
+        // Fewer than wanted only mean that clusters go to the store at once.
+        let _ = packer.extents.fill(EXTENTS);
+        let mut batch: Option<Box<Batch>> = None;
         let mut freed = 0;
+        let mut outcome = Outcome::Nothing;
         for _ in 0..SCAN {
-            if batch.extents.left() == batch.clusters.len()
-                || room - used < MAX_CLUSTER_BLOCKS
-                || freed + batch.frees >= wanted.max(1)
-            {
+            if freed + batch.as_ref().map_or(0, |batch| batch.frees) >= wanted.max(1) {
                 break;
             }
-            let Some(victim) = shared.queues.lock().next_victim() else {
-                packer.in_vain = usize::MAX / 2;
-                break;
-            };
-            packer.in_vain = packer.in_vain.saturating_add(1);
+            let Some(victim) = shared.queues.lock().next_victim() else { break };
             let Some(chunk) = victim else { continue };
             let mut shares: SmallVec<[Bytes; CHUNK_PAGES]> = SmallVec::new();
             let mut state = chunk.lock();
@@ -293,60 +261,132 @@ impl Pageout {
             if !chunk.is_owned() || state.is_going_out() || state.resident() == 0 {
                 continue;
             }
-            if std::mem::take(&mut state.referenced) && !self.eager.load(Ordering::Relaxed) {
+            if std::mem::take(&mut state.referenced) && !self.is_eager() {
                 shared.queues.lock().activate(state.queue);
                 continue;
             }
-            freed += state.drop_clean();
+            freed += state.drop_clean() + state.drop_zeros();
             let (pages, cost) = state.begin_writing(&mut shares);
             drop(state);
             if pages == 0 {
                 continue;
             }
-            let at = used as usize * BLOCK;
-            let tag = packer.next_tag;
-            packer.next_tag += 1;
-            let encoded =
-                packer.encoder.encode(tag, shares.iter().map(Bytes::as_slice), &mut batch.buf[at..]);
-            let blocks = encoded.blocks();
-            batch.clusters.push(Packed { chunk, pages, encoded, tag, blocks });
-            batch.frees += cost;
-            used += blocks;
+            let tag = self.next_tag.fetch_add(1, Ordering::Relaxed);
+            let list = shares.iter().map(Bytes::as_slice);
+            let (encoded, payload) = packer.encoder.encode(tag, grain_of(pages), list);
+            drop(shares);
+            // Worth keeping in memory where that saves a ninth and more.
+            if payload.len() + payload.len() / 8 <= cost
+                && packer.extents.left() > 0
+                && let Ok(held) = self.tier.hold(payload, pages.count_ones() as usize, shared)
+            {
+                freed += cost.saturating_sub(held.cost());
+                let charge = shared.budget.charge_forced(EXTENT_COST);
+                let extent = Extent::new(Place::Memory(held), encoded, tag, pages, charge);
+                let extent = packer.extents.make(extent).expect("looked at above");
+                self.tier.insert(&extent);
+                chunk.lock().finish_writing(pages, || extent);
+                shared.counters.packed.add(u64::from(pages.count_ones()));
+                shared.budget.grant();
+                continue;
+            }
+            if batch.is_none() && self.space.is_some() {
+                batch = self.take_idle();
+                outcome = if batch.is_none() { Outcome::NoBatch } else { outcome };
+            }
+            let Some(batch) = batch.as_mut().filter(|batch| batch.has_room_for_another(payload.len())) else {
+                chunk.lock().abandon_writing(pages);
+                break;
+            };
+            batch.push(Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
         }
-        freed
+        let sent = batch.map_or(outcome, |batch| self.send(shared, batch, 0));
+        if freed > 0 { Outcome::Done } else { sent }
     }
 
-    /// The batch cannot be written: its pages are dirty again.
-    fn put_back(&self, mut batch: Box<Batch>) {
-        for packed in batch.clusters.drain(..) {
-            packed.chunk.lock().abandon_writing(packed.pages);
+    /// Writes the oldest clusters of compressed memory to the store.
+    fn write_out(&self, shared: &Arc<Shared>) -> Outcome {
+        if self.space.is_none() || self.tier.bytes() == 0 {
+            return Outcome::Nothing;
         }
-        batch.run = None;
-        batch.frees = 0;
+        let Some(mut batch) = self.take_idle() else { return Outcome::NoBatch };
+        let eager = self.is_eager();
+        for _ in 0..SCAN * 4 {
+            if batch.room().len() < MAX_PAYLOAD {
+                break;
+            }
+            match self.tier.next_out(batch.room(), eager) {
+                None => break,
+                Some(None) => {}
+                Some(Some((extent, cost))) => batch.push_here(Item::Held(extent), cost),
+            }
+        }
+        let leaving = batch.frees;
+        self.send(shared, batch, leaving)
+    }
+
+    fn take_idle(&self) -> Option<Box<Batch>> {
+        let mut batch = self.idle.lock().pop()?;
+        // Usually full: it was brought up when its last write ended.
+        let _ = batch.refill();
+        if !batch.is_ready() {
+            self.idle.lock().push(batch);
+            return None;
+        }
+        Some(batch)
+    }
+
+    /// Gives a batch its place in the store and asks for the write. What finds no place stays where it was. `leaving` of
+    /// the bytes it frees are compressed memory's.
+    fn send(&self, shared: &Arc<Shared>, mut batch: Box<Batch>, leaving: usize) -> Outcome {
+        let Some(space) = self.space.as_ref().filter(|_| !batch.is_empty()) else {
+            self.idle.lock().push(batch);
+            return Outcome::Nothing;
+        };
+        let blocks = batch.blocks();
+        let run = match space.allocate(blocks, blocks) {
+            // Shorter ones may be left.
+            Err(AllocError::Full) => space.allocate(1, blocks),
+            other => other,
+        };
+        match run {
+            Ok(run) => batch.take_run(run),
+            Err(error) => {
+                self.put_back(batch);
+                return if error == AllocError::NotReady { Outcome::NotReady } else { Outcome::Nothing };
+            }
+        }
+        if batch.is_empty() {
+            self.put_back(batch);
+            return Outcome::Nothing;
+        }
+        batch.leaving = leaving.min(batch.frees);
+        self.coming.fetch_add(batch.frees, Ordering::AcqRel);
+        self.leaving.fetch_add(batch.leaving, Ordering::AcqRel);
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        shared.io.push_write(WriteIo(batch));
+        shared.signals().writes_ready();
+        Outcome::Done
+    }
+
+    /// The batch cannot be written: its pages are dirty again, its clusters stay in memory.
+    fn put_back(&self, mut batch: Box<Batch>) {
+        batch.put_back();
         self.idle.lock().push(batch);
     }
 
-    /// Ends a batch: its clusters become stored, or dirty again.
+    /// Ends a batch: its clusters become stored, or stay where they were.
     pub(crate) fn complete(&self, shared: &Arc<Shared>, io: WriteIo, result: std::io::Result<()>) {
         let mut batch = io.0;
-        let frees = batch.frees;
+        let (frees, leaving) = (batch.frees, batch.leaving);
         match result {
             Ok(()) => {
                 self.failures_in_row.store(0, Ordering::Relaxed);
-                let mut run = batch.run.take().expect("a batch under way has its run");
-                let Batch { clusters, extents, .. } = &mut *batch;
-                for packed in clusters.drain(..) {
-                    let run = run.split_front(packed.blocks);
-                    let charge = shared.budget.charge_forced(EXTENT_COST);
-                    let extent = Extent::new(run, packed.encoded, packed.tag, packed.pages, charge);
-                    let extent = || extents.make(extent).expect("one is set aside for each cluster");
-                    packed.chunk.lock().finish_writing(packed.pages, extent);
-                    shared.counters.page_outs.add(u64::from(packed.pages.count_ones()));
-                }
+                let pages = batch.written(&shared.budget);
+                shared.counters.page_outs.add(pages);
                 shared.counters.store_writes.add(1);
-                batch.frees = 0;
                 // Memory has just come free. Were there none all the same, the next batch is shorter.
-                let _ = batch.extents.fill(batch.buf.len() / BLOCK);
+                let _ = batch.refill();
                 self.idle.lock().push(batch);
             }
             Err(error) => {
@@ -360,7 +400,14 @@ impl Pageout {
             }
         }
         self.coming.fetch_sub(frees, Ordering::AcqRel);
+        self.leaving.fetch_sub(leaving, Ordering::AcqRel);
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
         shared.budget.grant();
     }
+}
+
+/// How a cluster of these pages is packed. Whole chunks are parts of large files, read here and there as often as not; a
+/// part of a chunk is mostly the end of a small file, which is read as a whole and packs better so.
+fn grain_of(pages: PageSet) -> Grain {
+    if pages == PageSet::MAX { Grain::Fine } else { Grain::Whole }
 }

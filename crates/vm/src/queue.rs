@@ -1,20 +1,18 @@
-//! The page queues: which chunks hold resident pages, in the order in which pageout should look at them.
+//! Queues of what pageout should look at, in order: chunks with resident pages, and clusters in compressed memory.
 //!
-//! Two lists, as every Mach and BSD has them: new chunks enter the inactive queue; one that was used again by the
+//! Two lists, as every Mach and BSD has them: what is new enters the inactive queue; what was used again by the
 //! time pageout gets to it moves to the active queue, which refills the inactive one when that runs short. Below
 //! another cache (the kernel's) an access that we see is a miss there, so one bit of history is all we keep.
 //!
-//! Entries are links in a pool, not in the chunks: leaving is O(1), and entries of dead chunks never pile up.
+//! Entries are links in a pool, not in what is queued: leaving is O(1), and entries of the dead never pile up.
 
 use std::collections::VecDeque;
 
-use overspill_slab::{Ref, WeakRef};
+use overspill_slab::{Ref, RefCounted, WeakRef};
 
-use crate::chunk::Chunk;
-
-/// A place on the queues, kept by the chunk that holds it.
+/// A place on the queues, kept by what holds it.
 pub(crate) type QueueSlot = u32;
-/// What a chunk that is on no queue keeps.
+/// What is kept by what is on no queue.
 pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
 
 const NONE: u32 = u32::MAX;
@@ -27,11 +25,11 @@ enum Which {
     Active,
 }
 
-struct Entry {
+struct Entry<T: RefCounted> {
     prev: u32,
     next: u32,
     on: Which,
-    chunk: Option<WeakRef<Chunk>>,
+    queued: Option<WeakRef<T>>,
 }
 
 #[derive(Debug)]
@@ -43,23 +41,23 @@ struct List {
 
 const EMPTY: List = List { head: NONE, tail: NONE, len: 0 };
 
-/// Both queues. A leaf lock but for the store's allocator: taken with a chunk locked, never the other way round.
-pub(crate) struct Queues {
+/// Both queues. Leaf locks but for the store's allocator: taken with what is queued locked, never the other way round.
+pub(crate) struct Queues<T: RefCounted> {
     /// Blocks of entries: nothing grows as one piece (R75).
-    pool: VecDeque<Box<[Entry]>>,
+    pool: VecDeque<Box<[Entry<T>]>>,
     free: u32,
     inactive: List,
     active: List,
 }
 
-impl std::fmt::Debug for Queues {
+impl<T: RefCounted> std::fmt::Debug for Queues<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Queues(inactive {}, active {})", self.inactive.len, self.active.len)
     }
 }
 
-impl Queues {
-    pub(crate) fn new() -> Queues {
+impl<T: RefCounted> Queues<T> {
+    pub(crate) fn new() -> Queues<T> {
         Queues { pool: VecDeque::new(), free: NONE, inactive: EMPTY, active: EMPTY }
     }
 
@@ -67,7 +65,7 @@ impl Queues {
         self.inactive.len + self.active.len
     }
 
-    fn entry(&mut self, slot: u32) -> &mut Entry {
+    fn entry(&mut self, slot: u32) -> &mut Entry<T> {
         &mut self.pool[(slot / BLOCK) as usize][(slot % BLOCK) as usize]
     }
 
@@ -78,37 +76,37 @@ impl Queues {
         }
     }
 
-    /// Puts a chunk at the end of the inactive queue.
-    pub(crate) fn insert(&mut self, chunk: WeakRef<Chunk>) -> QueueSlot {
+    /// Puts something at the end of the inactive queue.
+    pub(crate) fn insert(&mut self, new: WeakRef<T>) -> QueueSlot {
         if self.free == NONE {
             self.grow();
         }
         let slot = self.free;
         self.free = self.entry(slot).next;
-        self.entry(slot).chunk = Some(chunk);
+        self.entry(slot).queued = Some(new);
         self.append(slot, Which::Inactive);
         slot
     }
 
-    /// Takes a chunk off whichever queue it is on.
+    /// Takes something off whichever queue it is on.
     pub(crate) fn remove(&mut self, slot: QueueSlot) {
         self.unlink(slot);
         let free = self.free;
         let entry = self.entry(slot);
-        entry.chunk = None;
+        entry.queued = None;
         entry.next = free;
         self.free = slot;
     }
 
-    /// Moves a chunk that was used again to the end of the active queue.
+    /// Moves what was used again to the end of the active queue.
     pub(crate) fn activate(&mut self, slot: QueueSlot) {
         self.unlink(slot);
         self.append(slot, Which::Active);
     }
 
-    /// The next chunk pageout should look at. It goes to the end of its queue, so that one that cannot be had now
-    /// does not stand in the way. `None` within the call: the entry's chunk is just going away.
-    pub(crate) fn next_victim(&mut self) -> Option<Option<Ref<Chunk>>> {
+    /// What pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
+    /// does not stand in the way. `None` within the call: it is just going away.
+    pub(crate) fn next_victim(&mut self) -> Option<Option<Ref<T>>> {
         // A third of all is enough to tell what is used again from what is not.
         if self.inactive.len * 2 < self.active.len {
             let oldest = self.active.head;
@@ -122,17 +120,17 @@ impl Queues {
         };
         self.unlink(slot);
         self.append(slot, Which::Inactive);
-        Some(self.entry(slot).chunk.as_ref().and_then(WeakRef::upgrade))
+        Some(self.entry(slot).queued.as_ref().and_then(WeakRef::upgrade))
     }
 
     fn grow(&mut self) {
-        let base = u32::try_from(self.pool.len() * BLOCK as usize).expect("fewer chunks than 2^32");
+        let base = u32::try_from(self.pool.len() * BLOCK as usize).expect("fewer entries than 2^32");
         let last = BLOCK - 1;
         let block = (0..=last).map(|i| Entry {
             prev: NONE,
             next: if i == last { NONE } else { base + i + 1 },
             on: Which::Inactive,
-            chunk: None,
+            queued: None,
         });
         self.pool.push_back(block.collect());
         self.free = base;

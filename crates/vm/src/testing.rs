@@ -95,7 +95,8 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
     let mut seen_bytes = HashSet::new();
     let mut seen_extents = HashSet::new();
     let mut seen_chunks = HashSet::new();
-    let (mut page_bytes, mut blocks, mut resident, mut stored, mut dirty) = (0, 0, 0, 0, 0);
+    let (mut page_bytes, mut held, mut resident, mut stored, mut dirty) = (0, 0, 0, 0, 0);
+    let mut blocks = HashSet::new();
     for object in objects {
         let mut existing = 0;
         object.for_each_chunk(|_, chunk| {
@@ -115,7 +116,9 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
             }
             for cluster in state.clusters() {
                 if seen_extents.insert(Ref::as_ptr(&cluster.extent)) {
-                    blocks += u64::from(cluster.extent.blocks());
+                    // Neighbouring extents share blocks.
+                    blocks.extend(cluster.extent.stored_blocks().into_iter().flatten());
+                    held += cluster.extent.held_cost();
                 }
             }
         });
@@ -125,13 +128,15 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
     assert_eq!(vm.writes_in_flight(), 0, "check needs a VM at rest");
     assert_eq!(
         stats.charged_bytes,
-        page_bytes + stats.metadata_bytes,
-        "the budget is pages and metadata, nothing else: {stats:?}"
+        page_bytes + held + stats.metadata_bytes,
+        "the budget is pages, as they are or packed, and metadata, nothing else: {stats:?}"
     );
+    assert_eq!(stats.compressed_bytes, held, "compressed memory");
     assert!(stats.charged_bytes <= stats.limit_bytes + stats.metadata_bytes, "over budget: {stats:?}");
     assert_eq!(stats.resident_bytes, resident * crate::PAGE, "resident pages");
     assert_eq!(stats.dirty_bytes, dirty * crate::PAGE, "dirty pages");
-    assert_eq!(stats.stored_page_bytes, stored * crate::PAGE, "stored pages");
+    assert_eq!(vm.0.counters.stored_pages(), stored, "pages in clusters");
+    let blocks = blocks.len() as u64;
     assert_eq!(stats.stored_bytes, blocks * overspill_store::BLOCK as u64, "blocks of the store held");
     if let Some(store) = vm.store() {
         assert_eq!(store.usage().allocated_blocks, blocks, "blocks of the store allocated");

@@ -4,11 +4,12 @@ use std::sync::OnceLock;
 
 use overspill_slab::Ref;
 use overspill_store::Store;
-use overspill_store::codec::MAX_CLUSTER;
+use overspill_store::codec::Method;
 use overspill_sys::{Arena, REGION_FRAMES};
 
 use crate::account::Account;
 use crate::budget::{Budget, Charge, Pressure};
+use crate::chunk::Chunk;
 use crate::counters::Counters;
 use crate::error::VmError;
 use crate::extent::{Extent, ExtentSpace};
@@ -32,22 +33,28 @@ pub struct VmConfig {
     pub batches: usize,
     /// How many clusters can be held unpacked for readers at once.
     pub fetch_slots: usize,
+    /// Whether and how clusters are packed.
+    pub method: Method,
 }
 
 impl VmConfig {
     /// A layout for `memory_bytes`: buffers take at most an eighth of it.
     pub fn new(memory_bytes: usize) -> VmConfig {
-        let batch_bytes = (memory_bytes / 64).clamp(2 * CHUNK, 1 << 20).next_multiple_of(PAGE) + MAX_CLUSTER;
+        let batch_bytes = (memory_bytes / 64).clamp(3 * CHUNK, 1 << 20).next_multiple_of(PAGE);
         VmConfig {
             memory_bytes,
             batch_bytes,
             batches: 4,
-            fetch_slots: (memory_bytes / 16 / SLOT_COST).clamp(4, 64),
+            fetch_slots: (memory_bytes / 16 / SLOT_COST).clamp(2, 64),
+            method: Method::Lz4,
         }
     }
 
-    fn buffers(&self, with_store: bool) -> usize {
-        if with_store { self.batches * self.batch_bytes + self.fetch_slots * SLOT_COST } else { 0 }
+    /// Bytes of `memory_bytes` that its buffers take, with a store or without; the rest is for pages and metadata.
+    #[must_use]
+    pub fn buffers(&self, with_store: bool) -> usize {
+        let batches = if with_store { self.batches * self.batch_bytes } else { 0 };
+        batches + self.fetch_slots * SLOT_COST
     }
 }
 
@@ -74,7 +81,7 @@ impl Signals for Deaf {
 pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) arena: std::sync::Arc<Arena>,
-    pub(crate) queues: Mutex<Queues>,
+    pub(crate) queues: Mutex<Queues<Chunk>>,
     pub(crate) counters: Counters,
     pub(crate) io: IoQueue,
     space: Option<Arc<ExtentSpace>>,
@@ -108,9 +115,14 @@ impl Shared {
         }
     }
 
-    /// Begins to read an extent, or joins who did.
-    pub(crate) fn begin_fetch(&self, extent: &Ref<Extent>, slot: Option<FetchSlot>) -> Begun {
-        let begun = self.fetches.begin(extent, slot);
+    /// Begins to read strips of an extent, or joins who did.
+    pub(crate) fn begin_fetch(
+        &self,
+        extent: &Ref<Extent>,
+        strips: std::ops::Range<usize>,
+        slot: Option<FetchSlot>,
+    ) -> Begun {
+        let begun = self.fetches.begin(extent, strips, slot);
         if let Begun::New(fetch) = &begun {
             self.io.push_read(ReadIo(fetch.clone()));
             self.signals().reads_ready();
@@ -123,16 +135,16 @@ impl Shared {
         let unpacked = match result {
             Ok(payload) => fetch.unpack(payload),
             Err(error) => {
-                tracing::warn!(%error, start = fetch.extent.start(), "store read failed");
+                tracing::warn!(%error, start = fetch.from.start, "store read failed");
                 Err(VmError::StoreRead)
             }
         };
         match &unpacked {
-            Ok(_) => self.counters.page_ins.add(u64::from(fetch.extent.pages().count_ones())),
+            Ok(unpacked) => self.counters.page_ins.add(unpacked.count()),
             Err(_) => self.counters.errors.add(1),
         }
         if matches!(unpacked, Err(VmError::Lost)) {
-            tracing::error!(start = fetch.extent.start(), "store returned damaged data; its pages are lost");
+            tracing::error!(start = fetch.from.start, "store returned damaged data; its pages are lost");
         }
         self.fetches.end(fetch);
         fetch.finish(unpacked);
@@ -185,7 +197,7 @@ impl Vm {
             counters: Counters::default(),
             io: IoQueue::default(),
             fetches: Fetches::new(config.fetch_slots),
-            pageout: Pageout::new(space.clone(), config.batches, config.batch_bytes)?,
+            pageout: Pageout::new(space.clone(), config.method, config.batches, config.batch_bytes)?,
             space,
             signals: OnceLock::new(),
             overhead: Mutex::new(None),
@@ -217,6 +229,16 @@ impl Vm {
         self.0.pageout.step(&self.0)
     }
 
+    /// Packs some pages beside who steps pageout, while writers wait: for a second thread. Returns whether it did.
+    pub fn help_pageout(&self) -> bool {
+        self.0.pageout.help(&self.0)
+    }
+
+    /// Whether somebody waits for memory.
+    pub fn has_waiters(&self) -> bool {
+        self.0.budget.has_waiters()
+    }
+
     /// Whether memory is below its low watermark: pageout is at work or should be.
     pub fn is_short(&self) -> bool {
         self.0.budget.below_low()
@@ -246,6 +268,11 @@ impl Vm {
     /// As [`Vm::next_io`], but reads only: for a driver's threads that must stay free of slow writes.
     pub fn next_read(&self) -> Option<ReadIo> {
         self.0.io.next_read()
+    }
+
+    /// The read that was asked for last: for who asked, and waits.
+    pub fn newest_read(&self) -> Option<ReadIo> {
+        self.0.io.newest_read()
     }
 
     /// Whether there are reads that no driver has taken.
@@ -314,8 +341,12 @@ impl Vm {
             arena_idle_bytes: shared.arena.touched_bytes().saturating_sub(shared.arena.live_bytes()),
             resident_bytes: c.resident_pages() * PAGE,
             dirty_bytes: c.dirty_pages() * PAGE,
-            stored_page_bytes: c.stored_pages() * PAGE,
+            compressed_bytes: shared.pageout.tier.bytes(),
+            compressed_page_bytes: shared.pageout.tier.pages() * PAGE,
+            stored_page_bytes: (c.stored_pages() * PAGE).saturating_sub(shared.pageout.tier.pages() * PAGE),
             stored_bytes: shared.space.as_ref().map_or(0, |space| space.bytes()),
+            stored_extent_bytes: shared.space.as_ref().map_or(0, |space| space.extent_bytes()),
+            packed: c.packed.get(),
             page_ins: c.page_ins.get(),
             page_outs: c.page_outs.get(),
             store_reads: c.store_reads.get(),
@@ -342,10 +373,18 @@ pub struct VmStats {
     pub resident_bytes: usize,
     /// Resident pages that no store has, each counted as a whole one.
     pub dirty_bytes: usize,
+    /// What compressed memory takes.
+    pub compressed_bytes: usize,
+    /// Pages in it, as many bytes as they were; dead ones of living clusters count.
+    pub compressed_page_bytes: usize,
     /// Pages that a store has, as many bytes as they were.
     pub stored_page_bytes: usize,
-    /// Bytes of the store that they take there.
+    /// Bytes of the store that are not free.
     pub stored_bytes: u64,
+    /// What clusters take of them, dead pages of living ones included.
+    pub stored_extent_bytes: u64,
+    /// Pages that went to compressed memory.
+    pub packed: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
     /// Pages written to the store.

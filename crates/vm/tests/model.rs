@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use overspill_store::MemStore;
+use overspill_store::codec::Method;
 use overspill_vm::testing::{block_on, check, evict_all, settle};
 use overspill_vm::{Account, CHUNK, Object, PAGE, Space, Vm, VmConfig};
 use proptest::prelude::*;
@@ -54,10 +55,11 @@ struct World {
 
 impl World {
     /// Room for some 60 pages beside the buffers: everything spills.
-    fn new() -> World {
+    fn new(method: Method) -> World {
         let mut config = VmConfig::new(4 << 20);
         (config.batch_bytes, config.batches, config.fetch_slots) = (2 * CHUNK, 2, 2);
-        config.memory_bytes = (2 * config.batches + config.fetch_slots) * CHUNK + 60 * PAGE;
+        config.method = method;
+        config.memory_bytes = config.buffers(true) + 60 * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(MemStore::new(100_000)))).unwrap();
         let account = Account::new(1 << 20);
         let objects = (0..3).map(|_| (vm.object(&account), vec![0; SPAN])).collect();
@@ -125,8 +127,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
 
     #[test]
-    fn objects_hold_what_was_written(ops in prop::collection::vec(op(), 1..60), evict in any::<bool>()) {
-        let mut world = World::new();
+    fn objects_hold_what_was_written(
+        ops in prop::collection::vec(op(), 1..60),
+        evict in any::<bool>(),
+        packed in any::<bool>(),
+    ) {
+        let mut world = World::new(if packed { Method::Lz4 } else { Method::None });
         for op in &ops {
             world.apply(op);
             if evict {

@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
+use overspill_store::codec::Method;
 use overspill_store::{FaultyStore, MemStore, Store};
 use overspill_vm::testing::{self, check, evict_all, perform, settle};
 use overspill_vm::{Account, CHUNK, Object, PAGE, Signals, Space, Step, Vm, VmConfig};
@@ -121,8 +122,9 @@ impl World {
     fn new(pages: usize, store: Option<std::sync::Arc<dyn Store>>) -> World {
         let mut config = VmConfig::new(4 << 20);
         (config.batch_bytes, config.batches, config.fetch_slots) = (CHUNK + 2 * PAGE, 2, 1);
-        let buffers = if store.is_some() { 2 * config.batch_bytes + CHUNK } else { 0 };
-        config.memory_bytes = buffers + pages * PAGE;
+        // Through compressed memory, or past it.
+        config.method = if thread_rng().gen_bool(0.5) { Method::Lz4 } else { Method::None };
+        config.memory_bytes = config.buffers(store.is_some()) + pages * PAGE;
         let vm = Vm::new(&config, store).unwrap();
         let driver = Arc::new(Driver::default());
         vm.set_signals(driver.clone());

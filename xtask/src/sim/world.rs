@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use overspill_slab::{CpuMode, choose_cpu_mode, inject};
+use overspill_store::codec::Method;
 use overspill_store::{FaultCounts, Faults, FaultyStore, MemStore};
 use overspill_vm::testing::{check, perform};
 use overspill_vm::{Account, CHUNK, Io, Object, PAGE, Space, Step, Vm, VmConfig, VmError};
@@ -159,9 +160,10 @@ impl World {
         config.batches = rng.random_range(1..4);
         config.batch_bytes = CHUNK * rng.random_range(1..4);
         config.fetch_slots = rng.random_range(1..4);
-        config.memory_bytes = config.batches * config.batch_bytes
-            + config.fetch_slots * CHUNK
-            + rng.random_range(36..120) * PAGE;
+        if rng.random_ratio(1, 3) {
+            config.method = Method::None;
+        }
+        config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
         if mode == Mode::NoObjects {
             inject::fail_one_in(rng.random_range(2..200), seed);

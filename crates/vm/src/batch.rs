@@ -1,0 +1,204 @@
+//! Batches: clusters going out together, side by side in one run of the store.
+
+use std::ops::Range;
+
+use overspill_slab::{Ref, RefReserve};
+use overspill_store::BLOCK;
+use overspill_store::codec::{Encoded, MAX_PAYLOAD};
+use overspill_sys::AlignedBuf;
+
+use crate::VmError;
+use crate::budget::Budget;
+use crate::chunk::{Chunk, ChunkHandle as _, PageSet};
+use crate::extent::{
+    EXTENT_ALIGN, EXTENT_COST, Extent, Place, RunGuard, SEGMENT_BLOCKS, SEGMENT_COST, Segment,
+};
+use crate::sync::Arc;
+use crate::tier::Tier;
+
+/// Where a cluster came from.
+pub(crate) enum Item {
+    /// From pages as they are.
+    Fresh { chunk: Ref<Chunk>, pages: PageSet, encoded: Encoded, tag: u64 },
+    /// From compressed memory.
+    Held(Ref<Extent>),
+}
+
+impl Item {
+    fn put_back(self) {
+        match self {
+            Item::Fresh { chunk, pages, .. } => chunk.lock().abandon_writing(pages),
+            Item::Held(extent) => Tier::stays(&extent),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Item::Fresh { encoded, .. } => encoded.len(),
+            Item::Held(extent) => extent.len(),
+        }
+    }
+}
+
+struct Packed {
+    item: Item,
+    /// Its bytes in the batch.
+    bytes: Range<usize>,
+    /// Bytes of the budget that go free when it is written.
+    frees: usize,
+}
+
+/// Clusters going out together.
+pub(crate) struct Batch {
+    buf: AlignedBuf,
+    used: usize,
+    run: Option<RunGuard>,
+    clusters: Vec<Packed>,
+    /// One for each fresh cluster, and one segment: a write that has ended needs no memory (iron rule 1).
+    extents: RefReserve<Extent>,
+    segments: RefReserve<Segment>,
+    /// Bytes of the budget that go free when it is written.
+    pub(crate) frees: usize,
+    /// Bytes of compressed memory among them.
+    pub(crate) leaving: usize,
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Batch({} clusters at {:?})", self.clusters.len(), self.run)
+    }
+}
+
+/// Clusters that need an extent, at most: they do not pack well, so they are not small.
+const FRESH: usize = SEGMENT_BLOCKS;
+
+impl Batch {
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn new(bytes: usize) -> Result<Batch, VmError> {
+        let bytes = bytes.clamp(MAX_PAYLOAD, SEGMENT_BLOCKS * BLOCK).next_multiple_of(BLOCK);
+        let mut batch = Batch {
+            buf: AlignedBuf::new(bytes),
+            used: 0,
+            run: None,
+            clusters: Vec::with_capacity(bytes / EXTENT_ALIGN / 8),
+            extents: RefReserve::new(0)?,
+            segments: RefReserve::new(0)?,
+            frees: 0,
+            leaving: 0,
+        };
+        batch.refill()?;
+        Ok(batch)
+    }
+
+    /// Sets aside what its end will need.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn refill(&mut self) -> Result<(), VmError> {
+        self.segments.fill(1)?;
+        Ok(self.extents.fill((self.buf.len() / BLOCK).min(FRESH))?)
+    }
+
+    /// Whether it could be sent and ended.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.segments.left() > 0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.clusters.is_empty()
+    }
+
+    /// What the next cluster can be written to.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        let used = self.buf.len() - self.left();
+        &mut self.buf[used..]
+    }
+
+    fn left(&self) -> usize {
+        if self.clusters.len() < self.clusters.capacity() { self.buf.len() - self.used } else { 0 }
+    }
+
+    /// Whether a fresh cluster of so many bytes can be pushed.
+    pub(crate) fn has_room_for_another(&self, len: usize) -> bool {
+        let fresh = self.clusters.iter().filter(|packed| matches!(packed.item, Item::Fresh { .. })).count();
+        self.left() >= len && self.extents.left() > fresh
+    }
+
+    /// Appends a cluster. It has room ([`Batch::room`]).
+    pub(crate) fn push(&mut self, item: Item, payload: &[u8], frees: usize) {
+        self.room()[..payload.len()].copy_from_slice(payload);
+        self.push_here(item, frees);
+    }
+
+    /// The same where the payload has been written to [`Batch::room`].
+    pub(crate) fn push_here(&mut self, item: Item, frees: usize) {
+        let bytes = self.used..self.used + item.len();
+        self.used = bytes.end.next_multiple_of(EXTENT_ALIGN);
+        self.frees += frees;
+        self.clusters.push(Packed { item, bytes, frees });
+    }
+
+    /// Blocks it fills.
+    pub(crate) fn blocks(&self) -> u32 {
+        u32::try_from(self.used.div_ceil(BLOCK)).unwrap_or(u32::MAX)
+    }
+
+    /// Takes the place it will be written to. Clusters beyond its end are put back.
+    pub(crate) fn take_run(&mut self, run: RunGuard) {
+        let end = run.blocks() as usize * BLOCK;
+        self.run = Some(run);
+        while let Some(last) = self.clusters.pop_if(|packed| packed.bytes.end > end) {
+            self.used = last.bytes.start;
+            self.frees -= last.frees;
+            last.item.put_back();
+        }
+    }
+
+    pub(crate) fn start(&self) -> u32 {
+        self.run.as_ref().map_or(0, RunGuard::start)
+    }
+
+    /// What is to be written: whole blocks.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buf[..self.blocks() as usize * BLOCK]
+    }
+
+    /// Empties it: its clusters stay where they were.
+    pub(crate) fn put_back(&mut self) {
+        self.clusters.drain(..).for_each(|packed| packed.item.put_back());
+        self.reset();
+    }
+
+    fn reset(&mut self) {
+        self.run = None;
+        (self.used, self.frees, self.leaving) = (0, 0, 0);
+    }
+
+    /// Empties it: it was written, and its clusters live in the store. Returns how many pages they have.
+    pub(crate) fn written(&mut self, budget: &Arc<Budget>) -> u64 {
+        let run = self.run.take().expect("a batch under way has its run");
+        let places = self.clusters.iter().map(|packed| packed.bytes.clone());
+        let segment = Segment::new(run, places, budget.charge_forced(SEGMENT_COST));
+        let segment = self.segments.make(segment).expect("one is set aside");
+        let mut pages = 0;
+        for Packed { item, bytes, .. } in self.clusters.drain(..) {
+            let place = Place::stored(&segment, bytes.start);
+            match item {
+                Item::Held(extent) => {
+                    pages += u64::from(extent.pages().count_ones());
+                    Tier::stored(&extent, place);
+                }
+                Item::Fresh { chunk, pages: set, encoded, tag } => {
+                    pages += u64::from(set.count_ones());
+                    let extent = Extent::new(place, encoded, tag, set, budget.charge_forced(EXTENT_COST));
+                    // Made in any case: its end is what frees its blocks.
+                    let extent = self.extents.make(extent).expect("one is set aside for each");
+                    chunk.lock().finish_writing(set, || extent.clone());
+                }
+            }
+        }
+        self.reset();
+        pages
+    }
+}

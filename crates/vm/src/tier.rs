@@ -1,0 +1,196 @@
+//! Compressed memory: clusters that are packed and still in RAM, inside the budget (R37).
+//!
+//! Whole pages of a payload are frames, the rest a block of a slab in steps of 64 bytes: nothing is moved to keep them
+//! together, and what dies is free at once. Clusters leave for the store in the order in which they came, but for those
+//! that were read meanwhile: they are passed over once. (S3-FIFO's shape, with one bit: what we see of an access is a miss
+//! of the kernel's cache.)
+
+use overspill_slab::{Block, Own, Ref, kept};
+
+use crate::PAGE;
+use crate::budget::PageCharge;
+use crate::extent::{Extent, Place};
+use crate::queue::{NOT_QUEUED, QueueSlot, Queues};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
+use crate::vm::Shared;
+use crate::{Frame, VmError};
+
+/// What compressed memory holds.
+pub(crate) struct Tier {
+    /// A leaf lock.
+    queues: Mutex<Queues<Extent>>,
+    /// Bytes of the budget.
+    bytes: AtomicUsize,
+    /// Pages that went in, dead ones too.
+    pages: AtomicUsize,
+}
+
+impl std::fmt::Debug for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tier({} bytes, {:?})", self.bytes(), self.queues)
+    }
+}
+
+/// A payload in compressed memory.
+#[derive(Debug)]
+pub(crate) struct Held {
+    frames: Vec<Frame>,
+    tail: Option<Block>,
+    charge: PageCharge,
+    pages: usize,
+    tier: Arc<Tier>,
+    slot: QueueSlot,
+    /// Read since pageout last looked.
+    referenced: bool,
+    /// A batch has its bytes: it becomes stored, or stays.
+    pub(crate) going_out: bool,
+}
+
+kept!(Held, "compressed slot");
+
+/// What the record of a payload costs beside its bytes.
+const HELD_COST: usize = size_of::<Held>() + 32;
+
+impl Held {
+    /// A copy of `payload`, charged without waiting: what is packed frees more than this takes.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    fn new(payload: &[u8], pages: usize, shared: &Shared, tier: &Arc<Tier>) -> Result<Own<Held>, VmError> {
+        let Shared { budget, arena, .. } = shared;
+        let whole = payload.len() / PAGE;
+        let mut frames = Vec::with_capacity(whole);
+        for bytes in payload.chunks_exact(PAGE) {
+            let mut frame = budget.take_frame_forced(arena)?;
+            frame.bytes_mut().expect("just taken").copy_from_slice(bytes);
+            frames.push(frame);
+        }
+        let rest = &payload[whole * PAGE..];
+        let tail = if rest.is_empty() { None } else { Some(Block::new(rest)?) };
+        let cost = if rest.is_empty() { 0 } else { Block::cost(rest.len()) };
+        let charge = budget.charge_page_forced(cost + HELD_COST + whole * size_of::<Frame>());
+        let tier = tier.clone();
+        let held =
+            Held { frames, tail, charge, pages, tier, slot: NOT_QUEUED, referenced: false, going_out: false };
+        Ok(Own::new(held)?)
+    }
+
+    /// Bytes of the budget it holds.
+    pub(crate) fn cost(&self) -> usize {
+        self.frames.len() * PAGE + self.charge.bytes()
+    }
+
+    /// Fills `out` from byte `at` of the payload.
+    pub(crate) fn copy_to(&mut self, at: usize, out: &mut [u8]) {
+        self.referenced = true;
+        let mut done = 0;
+        while done < out.len() {
+            let (piece, from) = ((at + done) / PAGE, (at + done) % PAGE);
+            let bytes = match self.frames.get(piece) {
+                Some(frame) => &frame.bytes()[from..],
+                None => &self.tail.as_deref().expect("the payload is as long as that")[from..],
+            };
+            let n = bytes.len().min(out.len() - done);
+            out[done..done + n].copy_from_slice(&bytes[..n]);
+            done += n;
+        }
+    }
+
+    /// Leaves its tier. Before it is dropped.
+    pub(crate) fn leave(&mut self) {
+        if self.slot != NOT_QUEUED {
+            self.tier.queues.lock().remove(self.slot);
+            self.slot = NOT_QUEUED;
+            self.tier.bytes.fetch_sub(self.cost(), Ordering::Relaxed);
+            self.tier.pages.fetch_sub(self.pages, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Tier {
+    pub(crate) fn new() -> Arc<Tier> {
+        Arc::new(Tier {
+            queues: Mutex::new(Queues::new()),
+            bytes: AtomicUsize::new(0),
+            pages: AtomicUsize::new(0),
+        })
+    }
+
+    /// Bytes of the budget it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Pages that went in, dead ones of living clusters too.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Clusters in it.
+    pub(crate) fn len(&self) -> usize {
+        self.queues.lock().len()
+    }
+
+    /// Memory for a payload that is about to come in.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        payload: &[u8],
+        pages: usize,
+        shared: &Shared,
+    ) -> Result<Own<Held>, VmError> {
+        Held::new(payload, pages, shared, self)
+    }
+
+    /// Takes an extent in, that was made with what [`Tier::hold`] gave.
+    pub(crate) fn insert(&self, extent: &Ref<Extent>) {
+        let mut place = extent.place();
+        let Place::Memory(held) = &mut *place else { return };
+        self.bytes.fetch_add(held.cost(), Ordering::Relaxed);
+        self.pages.fetch_add(held.pages, Ordering::Relaxed);
+        held.slot = self.queues.lock().insert(Ref::downgrade(extent));
+    }
+
+    /// The next cluster to go to the store, its bytes copied to the start of `out`; `None` within when the next one may
+    /// not go now, or does not fit. Ends with [`Tier::stored`] or [`Tier::stays`].
+    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool) -> Option<Option<(Ref<Extent>, usize)>> {
+        let victim = self.queues.lock().next_victim()?;
+        Some(victim.and_then(|extent| {
+            let len = extent.len();
+            let mut place = extent.place();
+            let Place::Memory(held) = &mut *place else { return None };
+            if held.going_out || held.slot == NOT_QUEUED || len > out.len() {
+                return None;
+            }
+            if std::mem::take(&mut held.referenced) && !eager {
+                self.queues.lock().activate(held.slot);
+                return None;
+            }
+            held.copy_to(0, &mut out[..len]);
+            held.referenced = false;
+            held.going_out = true;
+            let cost = held.cost();
+            drop(place);
+            Some((extent, cost))
+        }))
+    }
+
+    /// An extent on its way out is in the store now.
+    pub(crate) fn stored(extent: &Ref<Extent>, place: Place) {
+        let before = std::mem::replace(&mut *extent.place(), place);
+        // Its memory goes back under no lock.
+        if let Place::Memory(mut held) = before {
+            held.leave();
+        }
+    }
+
+    /// An extent on its way out stays here after all.
+    pub(crate) fn stays(extent: &Ref<Extent>) {
+        if let Place::Memory(held) = &mut *extent.place() {
+            held.going_out = false;
+        }
+    }
+}
