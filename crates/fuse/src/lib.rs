@@ -145,7 +145,7 @@ pub fn mount(
     let mut notes = Vec::new();
     match Bdi::of(&options.mountpoint) {
         Ok(bdi) => {
-            let dirty = bdi.tune(options.dirty_max, tuning.max_write);
+            let dirty = bdi.tune(options.dirty_max, tuning.max_write.saturating_mul(4));
             if dirty != options.dirty_max {
                 fs.account().set_reserve(2 * dirty.div_ceil(overspill_vm::PAGE as u64));
                 notes.push(format!(
