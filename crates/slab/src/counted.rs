@@ -4,16 +4,16 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use crate::{Cache, OutOfMemory};
 
 /// A value and its counts: what the cache of a shared type holds.
 pub struct Counted<T> {
     /// Handles.
-    strong: AtomicUsize,
+    strong: AtomicU32,
     /// WeakRef handles, and one for all handles together.
-    weak: AtomicUsize,
+    weak: AtomicU32,
     value: ManuallyDrop<T>,
 }
 
@@ -42,10 +42,10 @@ unsafe impl<T: Send + Sync> Send for WeakRef<T> where T: RefCounted {}
 // SAFETY: as for Send.
 unsafe impl<T: Send + Sync> Sync for WeakRef<T> where T: RefCounted {}
 
-/// Handles that are forgotten without being dropped must not wrap a count around to a free.
-const MANY: usize = isize::MAX as usize;
+/// So many handles are a panic: they must not wrap a count around to a free.
+const MANY: u32 = i32::MAX as u32;
 /// The weak count while somebody looks whether it is alone.
-const LOCKED: usize = usize::MAX;
+const LOCKED: u32 = u32::MAX;
 
 impl<T> Ref<T>
 where
@@ -64,11 +64,8 @@ where
     /// # Safety
     /// `object` is one of the type's cache, and nobody else's.
     unsafe fn place(object: NonNull<Counted<T>>, value: T) -> Self {
-        let counted = Counted {
-            strong: AtomicUsize::new(1),
-            weak: AtomicUsize::new(1),
-            value: ManuallyDrop::new(value),
-        };
+        let counted =
+            Counted { strong: AtomicU32::new(1), weak: AtomicU32::new(1), value: ManuallyDrop::new(value) };
         // SAFETY: by contract.
         unsafe { object.write(counted) };
         Ref(object)
@@ -138,7 +135,7 @@ where
 
     /// How many handles there are, weak ones not counted.
     pub fn handles(this: &Self) -> usize {
-        this.counted().strong.load(Ordering::Acquire)
+        this.counted().strong.load(Ordering::Acquire) as usize
     }
 
     /// The value's address, for who tells objects apart.
@@ -203,7 +200,7 @@ where
     pub fn upgrade(&self) -> Option<Ref<T>> {
         // SAFETY: the memory is there while there is a handle of either kind; counts are atomics.
         let strong = unsafe { &(*self.0.as_ptr()).strong };
-        let more = |n: usize| (n != 0 && n < MANY).then(|| n + 1);
+        let more = |n: u32| (n != 0 && n < MANY).then(|| n + 1);
         strong.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
         Some(Ref(self.0))
     }

@@ -250,7 +250,7 @@ impl Budget {
         self.charged.fetch_add(bytes, Ordering::Acquire);
         self.metadata.fetch_add(bytes, Ordering::Relaxed);
         self.kick_if_short();
-        Charge { budget: self.clone(), bytes }
+        Charge { budget: Some(self.clone()), bytes }
     }
 
     /// A frame beyond what was reserved, for pageout, which frees more than it takes. Its bytes are arbitrary.
@@ -272,6 +272,12 @@ impl Budget {
     pub(crate) fn charge_page_forced(self: &Arc<Self>, bytes: usize) -> PageCharge {
         self.charged.fetch_add(bytes, Ordering::Acquire);
         PageCharge { budget: self.clone(), bytes }
+    }
+
+    /// Takes off what [`Charge::hand_over`] left to the caller.
+    pub(crate) fn uncharge_metadata(self: &Arc<Self>, bytes: usize) {
+        self.metadata.fetch_sub(bytes, Ordering::Relaxed);
+        self.uncharge(bytes);
     }
 
     fn uncharge(self: &Arc<Self>, bytes: usize) {
@@ -339,6 +345,12 @@ impl PageCharge {
     }
 }
 
+impl PageCharge {
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+}
+
 impl Drop for PageCharge {
     fn drop(&mut self) {
         self.budget.uncharge(self.bytes);
@@ -348,7 +360,8 @@ impl Drop for PageCharge {
 /// Metadata counted in the budget for as long as this lives.
 #[derive(Debug)]
 pub struct Charge {
-    budget: Arc<Budget>,
+    /// None once it was handed over.
+    budget: Option<Arc<Budget>>,
     bytes: usize,
 }
 
@@ -360,13 +373,23 @@ impl Charge {
 
     /// A second charge of the same size, for a copy of what this one pays for.
     pub(crate) fn again(&self) -> Charge {
-        self.budget.charge_forced(self.bytes)
+        match &self.budget {
+            Some(budget) => budget.charge_forced(self.bytes),
+            None => Charge { budget: None, bytes: 0 },
+        }
+    }
+
+    /// Leaves it to the caller to take its bytes off ([`Budget::uncharge_metadata`]): for objects of one size, which need
+    /// not keep it, that can reach the budget otherwise.
+    pub(crate) fn hand_over(mut self) {
+        self.budget = None;
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.metadata.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.uncharge(self.bytes);
+        if let Some(budget) = &self.budget {
+            budget.uncharge_metadata(self.bytes);
+        }
     }
 }

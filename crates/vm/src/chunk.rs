@@ -62,7 +62,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// What its counts and its share of a slab add to an object.
-const HEAP: usize = 32;
+const HEAP: usize = 16;
 
 /// What a chunk costs in metadata: itself, and its place on the page queues.
 pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + 32;
@@ -75,7 +75,6 @@ pub(crate) struct Chunk {
     shared: Arc<Shared>,
     /// Whom its pages are charged to: the first owner pays, also when others go on showing it.
     account: std::sync::Arc<Account>,
-    _charge: Charge,
 }
 
 kept!(counted Chunk, "chunk");
@@ -165,13 +164,14 @@ struct Gauges {
 }
 
 impl Chunk {
+    /// A chunk, which [`CHUNK_COST`] was charged for.
     pub(crate) fn new(shared: &Arc<Shared>, account: &std::sync::Arc<Account>, charge: Charge) -> Chunk {
+        charge.hand_over();
         Chunk {
             owners: AtomicU32::new(0),
             state: Mutex::new(ChunkState::empty()),
             shared: shared.clone(),
             account: account.clone(),
-            _charge: charge,
         }
     }
 
@@ -241,6 +241,7 @@ impl Drop for Chunk {
         state.clusters.clear();
         self.shared.counters.adjust(-gauges.resident, -gauges.dirty, -gauges.stored);
         self.account.uncharge(existing);
+        self.shared.budget.uncharge_metadata(CHUNK_COST);
     }
 }
 
@@ -568,5 +569,16 @@ impl ChunkState {
     /// Bytes of the budget that this chunk's resident pages hold, each counted by `seen` once.
     pub(crate) fn bytes(&self) -> &[Bytes] {
         &self.bytes
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    /// What is evicted should cost next to nothing: its chunk and its extent stay in memory.
+    #[test]
+    fn what_is_evicted_is_small() {
+        assert!(size_of::<Chunk>() <= 96 && size_of::<Extent>() <= 48);
     }
 }

@@ -14,7 +14,7 @@ use overspill_slab::{Own, Ref, kept};
 use overspill_store::codec::{self, Encoded, MAX_PAYLOAD};
 use overspill_store::{AllocError, BLOCK, Run, Store};
 
-use crate::budget::Charge;
+use crate::budget::{Budget, Charge};
 use crate::chunk::PageSet;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
@@ -23,6 +23,7 @@ use crate::tier::Held;
 /// The store, and what we hold of it. Blocks belong to [`RunGuard`]s, then to segments.
 pub(crate) struct ExtentSpace {
     pub(crate) store: std::sync::Arc<dyn Store>,
+    budget: Arc<Budget>,
     /// Blocks held by batches and segments.
     blocks: AtomicUsize,
     /// Bytes of extents in them; what is left of the blocks is rounding and dead neighbours.
@@ -36,8 +37,13 @@ impl std::fmt::Debug for ExtentSpace {
 }
 
 impl ExtentSpace {
-    pub(crate) fn new(store: std::sync::Arc<dyn Store>) -> Arc<ExtentSpace> {
-        Arc::new(ExtentSpace { store, blocks: AtomicUsize::new(0), extents: AtomicUsize::new(0) })
+    pub(crate) fn new(store: std::sync::Arc<dyn Store>, budget: &Arc<Budget>) -> Arc<ExtentSpace> {
+        Arc::new(ExtentSpace {
+            store,
+            budget: budget.clone(),
+            blocks: AtomicUsize::new(0),
+            extents: AtomicUsize::new(0),
+        })
     }
 
     /// Bytes of the store that are not free.
@@ -177,7 +183,7 @@ impl Place {
 }
 
 /// What an extent costs in metadata: itself and its place in a chunk's list, with its share of a slab.
-pub(crate) const EXTENT_COST: usize = size_of::<Extent>() + 48;
+pub(crate) const EXTENT_COST: usize = size_of::<Extent>() + 24;
 
 /// A cluster that is packed: where it is, how to read it back, and which pages of its chunk it held.
 #[derive(Debug)]
@@ -188,7 +194,6 @@ pub(crate) struct Extent {
     /// Seeds the checksums, so that another cluster's bytes are not taken for this one's. Never used twice.
     tag: u64,
     pages: PageSet,
-    _charge: Charge,
 }
 
 kept!(counted Extent, "extent");
@@ -206,8 +211,10 @@ pub(crate) struct BlocksOfStrips {
 pub(crate) const MAX_READ_BLOCKS: usize = MAX_PAYLOAD.div_ceil(BLOCK) + 1;
 
 impl Extent {
+    /// An extent, which [`EXTENT_COST`] was charged for.
     pub(crate) fn new(place: Place, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {
-        Extent { place: Mutex::new(place), encoded, tag, pages, _charge: charge }
+        charge.hand_over();
+        Extent { place: Mutex::new(place), encoded, tag, pages }
     }
 
     pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
@@ -300,10 +307,14 @@ impl Drop for Extent {
     fn drop(&mut self) {
         let len = self.encoded.len();
         match self.place.get_mut() {
-            Place::Memory(held) => held.leave(),
+            Place::Memory(held) => {
+                held.leave();
+                held.budget().uncharge_metadata(EXTENT_COST);
+            }
             Place::Store(segment, at) => {
                 let start = usize::from(*at) * EXTENT_ALIGN;
                 segment.release(&(start..start + len));
+                segment.space.budget.uncharge_metadata(EXTENT_COST);
             }
         }
     }

@@ -8,7 +8,7 @@
 use overspill_slab::{Block, Own, Ref, kept};
 
 use crate::PAGE;
-use crate::budget::PageCharge;
+use crate::budget::{Budget, PageCharge};
 use crate::extent::{Extent, Place};
 use crate::queue::{NOT_QUEUED, QueueSlot, Queues};
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +74,10 @@ impl Held {
         let held =
             Held { frames, tail, charge, pages, tier, slot: NOT_QUEUED, referenced: false, going_out: false };
         Ok(Own::new(held)?)
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        self.charge.budget()
     }
 
     /// Bytes of the budget it holds.

@@ -189,7 +189,7 @@ impl Vm {
         })?;
         let to_driver = std::sync::Arc::new(ToDriver(OnceLock::new()));
         let budget = Budget::new(charged, limit, Box::new(PressureOf(to_driver.clone())));
-        let space = store.map(ExtentSpace::new);
+        let space = store.map(|store| ExtentSpace::new(store, &budget));
         let shared = Arc::new(Shared {
             budget,
             arena,
