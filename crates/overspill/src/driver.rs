@@ -5,7 +5,7 @@
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
 //! | helper | compression beside it ([`Vm::help_pageout`]) | writers that wait for memory |
 //! | store (2) | writes to the store | requests |
-//! | fetch (6) | reads from the store | requests |
+//! | fetch (4) | reads from the store, neighbours together | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
@@ -26,11 +26,14 @@ use std::time::{Duration, Instant};
 
 use async_executor::Executor;
 use overspill_fuse::Spawn;
+use overspill_store::BLOCK;
 use overspill_sys::AlignedBuf;
 use overspill_vm::{ReadIo, Signals, Step, Vm, WriteIo};
 
 /// Threads that only read: each has one request at the store, so this is the depth that random readers see.
-const FETCHERS: usize = 6;
+const FETCHERS: usize = 4;
+/// What one of them reads at once, at most.
+const FETCH_BYTES: usize = 256 << 10;
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 /// How often upkeep runs when nobody asks.
@@ -266,17 +269,36 @@ fn run_store(vm: &Vm, wakeups: &Wakeups) {
 }
 
 fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
-    let mut buf = AlignedBuf::new(ReadIo::MAX);
+    let mut buf = AlignedBuf::new(FETCH_BYTES);
+    let mut reads = Vec::new();
     while !wakeups.stopped() {
-        match vm.next_read() {
-            Some(read) => {
-                if vm.has_reads() {
-                    wakeups.fetch.set();
-                }
-                perform_read(vm, read, &mut buf);
-            }
-            None => wakeups.fetch.wait(AT_MOST),
+        vm.next_reads(FETCH_BYTES, &mut reads);
+        if reads.is_empty() {
+            wakeups.fetch.wait(AT_MOST);
+            continue;
         }
+        if vm.has_reads() {
+            wakeups.fetch.set();
+        }
+        perform_reads(vm, &mut reads, &mut buf);
+    }
+}
+
+/// Performs neighbouring reads as one.
+fn perform_reads(vm: &Vm, reads: &mut Vec<ReadIo>, buf: &mut AlignedBuf) {
+    let (Some(store), Some(start)) = (vm.store(), reads.first().map(ReadIo::start)) else { return };
+    let place = |read: &ReadIo| {
+        let at = (read.start() - start) as usize * BLOCK;
+        at..at + read.len()
+    };
+    let end = reads.last().map_or(0, |read| place(read).end);
+    let result = store.read(start, &mut buf[..end]);
+    for read in reads.drain(..) {
+        let bytes = match &result {
+            Ok(()) => Ok(&buf[place(&read)]),
+            Err(error) => Err(error.kind().into()),
+        };
+        vm.complete_read(read, bytes);
     }
 }
 

@@ -49,6 +49,10 @@ impl ReadIo {
         self.0.from.start
     }
 
+    fn end(&self) -> u32 {
+        self.start() + self.0.from.blocks
+    }
+
     /// How many bytes: a whole number of blocks, at most [`ReadIo::MAX`].
     pub fn len(&self) -> usize {
         self.0.from.blocks as usize * BLOCK
@@ -59,6 +63,9 @@ impl ReadIo {
         false
     }
 }
+
+/// How far into the queue is looked for a neighbour.
+const LOOK: usize = 32;
 
 /// Requests that no driver has taken yet.
 #[derive(Debug, Default)]
@@ -98,5 +105,22 @@ impl IoQueue {
 
     pub(crate) fn next_read(&self) -> Option<ReadIo> {
         self.reads.lock().pop_front()
+    }
+
+    /// The next read, and queued ones that go on where it ends, together at most `most` blocks.
+    pub(crate) fn next_reads(&self, most: u32, out: &mut Vec<ReadIo>) {
+        let mut reads = self.reads.lock();
+        let Some(first) = reads.pop_front() else { return };
+        let (start, mut end) = (first.start(), first.end());
+        out.push(first);
+        // Neighbours in a file were mostly packed one after the other, and asked for in that order.
+        while let Some(i) = reads.iter().take(LOOK).position(|read| {
+            (end - 1..=end).contains(&read.start()) && read.end() > end && read.end() - start <= most
+        }) {
+            if let Some(next) = reads.remove(i) {
+                end = next.end();
+                out.push(next);
+            }
+        }
     }
 }

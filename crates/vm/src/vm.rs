@@ -270,6 +270,13 @@ impl Vm {
         self.0.io.next_read()
     }
 
+    /// As [`Vm::next_read`], with what else is asked for right behind it: reads that one request to the store can serve, in
+    /// order, each beginning where the one before ends or in its last block. At most `bytes` altogether, and at least one.
+    pub fn next_reads(&self, bytes: usize, out: &mut Vec<ReadIo>) {
+        let blocks = u32::try_from(bytes / overspill_store::BLOCK).unwrap_or(u32::MAX);
+        self.0.io.next_reads(blocks, out);
+    }
+
     /// The read that was asked for last: for who asked, and waits.
     pub fn newest_read(&self) -> Option<ReadIo> {
         self.0.io.newest_read()
