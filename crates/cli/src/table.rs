@@ -25,6 +25,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         "store",
         &[
             ("stored_bytes", "pages stored"),
+            ("stored_live_bytes", "  of that living"),
             ("store_file_bytes", "space taken"),
             ("store_writes", "writes"),
             ("store_reads", "reads"),

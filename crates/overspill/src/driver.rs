@@ -168,7 +168,8 @@ impl Driver {
         let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;
         driver.spawn_thread("helper", vm, run_helper)?;
-        driver.spawn_thread("upkeep", vm, move |vm, wakeups| run_upkeep(vm, wakeups, memory))?;
+        let compactor = Compactor { tasks: driver.tasks.clone(), busy: Arc::default() };
+        driver.spawn_thread("upkeep", vm, move |vm, wakeups| run_upkeep(vm, wakeups, memory, &compactor))?;
         for _ in 0..FETCHERS {
             driver.spawn_thread("fetch", vm, run_fetch)?;
         }
@@ -318,7 +319,27 @@ fn perform_read(vm: &Vm, read: ReadIo, buf: &mut AlignedBuf) {
     vm.complete_read(read, result.map(|()| &*bytes));
 }
 
-fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>) {
+/// Compacts the store as a task, one segment after the other, while too much of it is dead.
+struct Compactor {
+    tasks: Arc<Executor<'static>>,
+    busy: Arc<AtomicBool>,
+}
+
+impl Compactor {
+    fn look(&self, vm: &Vm) {
+        if !vm.wants_compaction() || self.busy.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (vm, busy) = (vm.clone(), self.busy.clone());
+        let task = async move {
+            while vm.wants_compaction() && vm.compact().await {}
+            busy.store(false, Ordering::Release);
+        };
+        self.tasks.spawn(task).detach();
+    }
+}
+
+fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, compactor: &Compactor) {
     let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
@@ -334,6 +355,7 @@ fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>) {
         }
         overspill_slab::reap_all(false);
         vm.maintain();
+        compactor.look(vm);
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Stats {
     pub stored_page_bytes: u64,
     /// Bytes that they take there: blocks that are not free.
     pub stored_bytes: u64,
+    /// What living pages take of that. More than a tenth dead is compacted.
+    pub stored_live_bytes: u64,
     /// What the store takes on its disk, space prepared ahead included.
     pub store_file_bytes: u64,
     /// What its disk could still give.
@@ -60,6 +62,8 @@ pub struct Stats {
     pub page_ins: u64,
     /// Pages written to the store.
     pub page_outs: u64,
+    /// Segments of the store that were compacted.
+    pub compacted: u64,
     /// Failed store requests and damaged clusters.
     pub errors: u64,
     /// Files, directories and everything else with a number.
@@ -181,6 +185,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         compressed_page_bytes: v.compressed_page_bytes as u64,
         stored_page_bytes: v.stored_page_bytes as u64,
         stored_bytes: v.stored_bytes,
+        stored_live_bytes: v.stored_live_bytes,
         store_file_bytes: usage.file_bytes,
         store_disk_free_bytes: usage.disk_free_bytes,
         store_mode: fixed.store_mode.clone(),
@@ -189,6 +194,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         packed: v.packed,
         page_ins: v.page_ins,
         page_outs: v.page_outs,
+        compacted: v.compacted,
         errors: v.errors,
         inodes: f.inodes,
         inodes_limit: f.inodes_limit,

@@ -205,6 +205,12 @@ where
         Some(Ref(self.0))
     }
 
+    /// Whether the value is still there, just now.
+    pub fn is_alive(&self) -> bool {
+        // SAFETY: as in `upgrade`.
+        unsafe { &(*self.0.as_ptr()).strong }.load(Ordering::Relaxed) > 0
+    }
+
     /// The value's address, also when it is gone.
     pub fn as_ptr(&self) -> *const T {
         // SAFETY: a place inside memory that is there; nothing is read.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use overspill_slab::{Ref, RefReserve};
+use overspill_slab::{Ref, RefReserve, WeakRef};
 use overspill_store::BLOCK;
 use overspill_store::codec::{Encoded, MAX_PAYLOAD};
 use overspill_sys::AlignedBuf;
@@ -21,21 +21,28 @@ pub(crate) enum Item {
     /// From pages as they are.
     Fresh { chunk: Ref<Chunk>, pages: PageSet, encoded: Encoded, tag: u64 },
     /// From compressed memory.
-    Held(Ref<Extent>),
+    Held(Ref<Extent>, WeakRef<Chunk>),
 }
 
 impl Item {
     fn put_back(self) {
         match self {
             Item::Fresh { chunk, pages, .. } => chunk.lock().abandon_writing(pages),
-            Item::Held(extent) => Tier::stays(&extent),
+            Item::Held(extent, _) => Tier::stays(&extent),
+        }
+    }
+
+    fn chunk(&self) -> WeakRef<Chunk> {
+        match self {
+            Item::Fresh { chunk, .. } => Ref::downgrade(chunk),
+            Item::Held(_, chunk) => chunk.clone(),
         }
     }
 
     fn len(&self) -> usize {
         match self {
             Item::Fresh { encoded, .. } => encoded.len(),
-            Item::Held(extent) => extent.len(),
+            Item::Held(extent, _) => extent.len(),
         }
     }
 }
@@ -179,18 +186,22 @@ impl Batch {
     pub(crate) fn written(&mut self, budget: &Arc<Budget>) -> u64 {
         let run = self.run.take().expect("a batch under way has its run");
         let places = self.clusters.iter().map(|packed| packed.bytes.clone());
-        let segment = Segment::new(run, places, budget.charge_forced(SEGMENT_COST));
+        let mut chunks: Vec<_> = self.clusters.iter().map(|packed| packed.item.chunk()).collect();
+        chunks.dedup_by_key(|chunk| chunk.as_ptr());
+        let charge = budget.charge_forced(SEGMENT_COST + size_of_val(&chunks[..]));
+        let segment = Segment::new(run, places, chunks, charge);
         let segment = self.segments.make(segment).expect("one is set aside");
+        Segment::register(&segment);
         let mut pages = 0;
         for Packed { item, bytes, .. } in self.clusters.drain(..) {
-            let place = Place::stored(&segment, bytes.start);
             match item {
-                Item::Held(extent) => {
+                Item::Held(extent, _) => {
                     pages += u64::from(extent.pages().count_ones());
-                    Tier::stored(&extent, place);
+                    Tier::stored(&extent, &segment, bytes.start);
                 }
                 Item::Fresh { chunk, pages: set, encoded, tag } => {
                     pages += u64::from(set.count_ones());
+                    let place = Place::stored(&segment, bytes.start);
                     let extent = Extent::new(place, encoded, tag, set, budget.charge_forced(EXTENT_COST));
                     // Made in any case: its end is what frees its blocks.
                     let extent = self.extents.make(extent).expect("one is set aside for each");

@@ -382,7 +382,12 @@ impl ChunkState {
     /// The pages' slots die; an extent goes with its last page (R57).
     fn forget_slots(&mut self, set: PageSet) {
         for cluster in &mut self.clusters {
+            let dying = cluster.live & set;
             cluster.live &= !set;
+            // With the last page the extent itself goes, if nobody else shows it; who else does counts for himself.
+            if dying != 0 && cluster.live != 0 && Ref::handles(&cluster.extent) == 1 {
+                cluster.extent.bury(dying.count_ones());
+            }
         }
         self.clusters.retain(|cluster| cluster.live != 0);
     }

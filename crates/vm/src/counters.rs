@@ -23,6 +23,7 @@ pub(crate) struct Counters {
     dirty_pages: AtomicI64,
     stored_pages: AtomicI64,
     pub(crate) packed: Counter,
+    pub(crate) compacted: Counter,
     pub(crate) page_ins: Counter,
     pub(crate) page_outs: Counter,
     pub(crate) store_reads: Counter,

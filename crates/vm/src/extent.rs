@@ -10,13 +10,14 @@
 
 use std::ops::Range;
 
-use overspill_slab::{Own, Ref, kept};
+use overspill_slab::{Own, Ref, WeakRef, kept};
 use overspill_store::codec::{self, Encoded, MAX_PAYLOAD};
 use overspill_store::{AllocError, BLOCK, Run, Store};
+use smallvec::SmallVec;
 
 use crate::budget::{Budget, Charge};
-use crate::chunk::PageSet;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::chunk::{Chunk, PageSet};
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::tier::Held;
 
@@ -26,8 +27,19 @@ pub(crate) struct ExtentSpace {
     budget: Arc<Budget>,
     /// Blocks held by batches and segments.
     blocks: AtomicUsize,
-    /// Bytes of extents in them; what is left of the blocks is rounding and dead neighbours.
-    extents: AtomicUsize,
+    /// Bytes of living pages in them. What is left of the blocks is dead: pages written again, and the outer blocks of
+    /// extents whose neighbours live.
+    live: AtomicUsize,
+    /// A leaf lock.
+    segments: Mutex<Segments>,
+}
+
+/// All segments there are, and some that are gone: looked through by who compacts.
+#[derive(Default)]
+struct Segments {
+    all: Vec<WeakRef<Segment>>,
+    /// Where to look next.
+    next: usize,
 }
 
 impl std::fmt::Debug for ExtentSpace {
@@ -42,7 +54,8 @@ impl ExtentSpace {
             store,
             budget: budget.clone(),
             blocks: AtomicUsize::new(0),
-            extents: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+            segments: Mutex::default(),
         })
     }
 
@@ -51,9 +64,48 @@ impl ExtentSpace {
         (self.blocks.load(Ordering::Relaxed) * BLOCK) as u64
     }
 
-    /// Bytes of extents among them.
-    pub(crate) fn extent_bytes(&self) -> u64 {
-        self.extents.load(Ordering::Relaxed) as u64
+    /// Bytes of living pages among them.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live.load(Ordering::Relaxed) as u64
+    }
+
+    /// A segment much of which is dead: the worst of the next few, or none.
+    pub(crate) fn sparse_segment(&self) -> Option<Ref<Segment>> {
+        // Let go under no lock: one may be the last to go.
+        let mut found: SmallVec<[Ref<Segment>; LOOK]> = SmallVec::new();
+        {
+            let mut segments = self.segments.lock();
+            for _ in 0..LOOK.min(segments.all.len()) {
+                if segments.next >= segments.all.len() {
+                    segments.next = 0;
+                }
+                let at = segments.next;
+                match segments.all.get(at).map(WeakRef::upgrade) {
+                    Some(Some(segment)) => {
+                        segments.next += 1;
+                        found.push(segment);
+                    }
+                    Some(None) => drop(segments.all.swap_remove(at)),
+                    None => {}
+                }
+            }
+        }
+        let worst = found.into_iter().map(|segment| (segment.dead_share(), segment));
+        worst.filter(|(share, _)| *share > SPARSE).max_by_key(|(share, _)| *share).map(|(_, segment)| segment)
+    }
+
+    fn add(&self, segment: &Ref<Segment>) {
+        let mut segments = self.segments.lock();
+        // Those that are gone make room for new ones: two looked at for each that comes.
+        for _ in 0..2 {
+            let at = segments.next;
+            match segments.all.get(at).map(WeakRef::is_alive) {
+                None => segments.next = 0,
+                Some(true) => segments.next += 1,
+                Some(false) => drop(segments.all.swap_remove(at)),
+            }
+        }
+        segments.all.push(Ref::downgrade(segment));
     }
 
     pub(crate) fn allocate(self: &Arc<Self>, min: u32, max: u32) -> Result<RunGuard, AllocError> {
@@ -67,6 +119,11 @@ impl ExtentSpace {
         self.blocks.fetch_sub(run.blocks as usize, Ordering::Relaxed);
     }
 }
+
+/// How many segments are looked at for the sparsest.
+const LOOK: usize = 64;
+/// In 256ths: less dead than this is not worth reading and writing the rest.
+const SPARSE: usize = 20;
 
 /// Blocks of the store, freed when dropped.
 #[derive(Debug)]
@@ -109,6 +166,12 @@ pub(crate) struct Segment {
     start: u32,
     /// How many extents touch each block. (Not the model checker's: under it each would take as much as a page.)
     users: [std::sync::atomic::AtomicU8; SEGMENT_BLOCKS],
+    /// Blocks that are not free yet.
+    blocks: AtomicU32,
+    /// Bytes of living pages.
+    live: AtomicU32,
+    /// Whose clusters were written here.
+    chunks: Vec<WeakRef<Chunk>>,
     _charge: Charge,
 }
 
@@ -116,10 +179,14 @@ kept!(counted Segment, "segment");
 
 impl Segment {
     /// The segment of a run that was written, with extents at these bytes of it. Blocks that none touches go free.
-    pub(crate) fn new(run: RunGuard, extents: impl Iterator<Item = Range<usize>>, charge: Charge) -> Segment {
+    pub(crate) fn new(
+        mut run: RunGuard,
+        extents: impl Iterator<Item = Range<usize>>,
+        chunks: Vec<WeakRef<Chunk>>,
+        charge: Charge,
+    ) -> Segment {
         let mut users = [0u8; SEGMENT_BLOCKS];
         for bytes in extents {
-            run.space.extents.fetch_add(bytes.len(), Ordering::Relaxed);
             for block in blocks_of(&bytes) {
                 // At most 64 extents begin in a block.
                 users[block] += 1;
@@ -129,16 +196,47 @@ impl Segment {
             space: run.space.clone(),
             start: run.start(),
             users: users.map(Into::into),
+            blocks: AtomicU32::new(run.blocks()),
+            live: AtomicU32::new(0),
+            chunks,
             _charge: charge,
         };
         let count = run.blocks() as usize;
-        std::mem::forget(run);
+        // The blocks are the segment's now.
+        run.run.blocks = 0;
         segment.free_runs((0..count).filter(|&block| users[block] == 0));
         segment
     }
 
+    /// Shows it to who compacts.
+    pub(crate) fn register(this: &Ref<Segment>) {
+        this.space.add(this);
+    }
+
+    /// Whose clusters were written here, those that are still there.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Ref<Chunk>> + '_ {
+        self.chunks.iter().filter_map(WeakRef::upgrade)
+    }
+
+    /// How much of it is dead, in 256ths. Not counted is a block that a small one may lose by rounding: to write it again
+    /// would lose it again.
+    fn dead_share(&self) -> usize {
+        let all = self.blocks.load(Ordering::Relaxed) as usize * BLOCK;
+        let live = self.live.load(Ordering::Relaxed) as usize;
+        (all.saturating_sub(live + BLOCK) * 256).checked_div(all).unwrap_or(0)
+    }
+
+    fn add_live(&self, bytes: usize) {
+        self.live.fetch_add(u32::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        self.space.live.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub_live(&self, bytes: usize) {
+        self.live.fetch_sub(u32::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        self.space.live.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn release(&self, bytes: &Range<usize>) {
-        self.space.extents.fetch_sub(bytes.len(), Ordering::Relaxed);
         self.free_runs(blocks_of(bytes).filter(|&b| self.users[b].fetch_sub(1, Ordering::AcqRel) == 1));
     }
 
@@ -151,12 +249,15 @@ impl Segment {
                 run.blocks += 1;
                 continue;
             }
-            if run.blocks > 0 {
-                self.space.free(run);
-            }
+            self.free_run(run);
             run = Run { start, blocks: 1 };
         }
+        self.free_run(run);
+    }
+
+    fn free_run(&self, run: Run) {
         if run.blocks > 0 {
+            self.blocks.fetch_sub(run.blocks, Ordering::Relaxed);
             self.space.free(run);
         }
     }
@@ -194,6 +295,8 @@ pub(crate) struct Extent {
     /// Seeds the checksums, so that another cluster's bytes are not taken for this one's. Never used twice.
     tag: u64,
     pages: PageSet,
+    /// How many of them died while the extent lived. Changed under the place's lock.
+    dead: AtomicU8,
 }
 
 kept!(counted Extent, "extent");
@@ -214,7 +317,38 @@ impl Extent {
     /// An extent, which [`EXTENT_COST`] was charged for.
     pub(crate) fn new(place: Place, encoded: Encoded, tag: u64, pages: PageSet, charge: Charge) -> Extent {
         charge.hand_over();
-        Extent { place: Mutex::new(place), encoded, tag, pages }
+        if let Place::Store(segment, _) = &place {
+            segment.add_live(encoded.len());
+        }
+        Extent { place: Mutex::new(place), encoded, tag, pages, dead: AtomicU8::new(0) }
+    }
+
+    /// It has left compressed memory for this segment. Answers what it was.
+    pub(crate) fn settle(&self, segment: &Ref<Segment>, at: usize) -> Place {
+        let mut place = self.place();
+        segment.add_live(self.live_len());
+        std::mem::replace(&mut *place, Place::stored(segment, at))
+    }
+
+    /// Pages of it died, while others live on. For who alone shows it.
+    pub(crate) fn bury(&self, pages: u32) {
+        let place = self.place();
+        let before = self.live_len();
+        self.dead.fetch_add(u8::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+        if let Place::Store(segment, _) = &*place {
+            segment.sub_live(before - self.live_len());
+        }
+    }
+
+    /// Bytes of payload, less the dead pages' share.
+    fn live_len(&self) -> usize {
+        let (dead, all) = (usize::from(self.dead.load(Ordering::Relaxed)), self.encoded.pages().max(1));
+        self.len() - self.len() * dead.min(all) / all
+    }
+
+    /// Whether it lies in this segment.
+    pub(crate) fn is_in(&self, segment: &Ref<Segment>) -> bool {
+        matches!(&*self.place(), Place::Store(of, _) if Ref::ptr_eq(of, segment))
     }
 
     pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
@@ -305,7 +439,7 @@ impl Extent {
 
 impl Drop for Extent {
     fn drop(&mut self) {
-        let len = self.encoded.len();
+        let (len, live) = (self.encoded.len(), self.live_len());
         match self.place.get_mut() {
             Place::Memory(held) => {
                 held.leave();
@@ -313,6 +447,7 @@ impl Drop for Extent {
             }
             Place::Store(segment, at) => {
                 let start = usize::from(*at) * EXTENT_ALIGN;
+                segment.sub_live(live);
                 segment.release(&(start..start + len));
                 segment.space.budget.uncharge_metadata(EXTENT_COST);
             }

@@ -28,6 +28,7 @@ mod batch;
 mod budget;
 mod bytes;
 mod chunk;
+mod compact;
 mod counters;
 mod error;
 mod extent;

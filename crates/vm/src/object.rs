@@ -92,6 +92,21 @@ impl Wanted {
     }
 }
 
+/// Strips on their way, or here.
+enum Coming {
+    Fetch(Arc<Fetch>),
+    Done(Result<Arc<Unpacked>, VmError>),
+}
+
+impl Coming {
+    async fn wait(self) -> Result<Arc<Unpacked>, VmError> {
+        match self {
+            Coming::Fetch(fetch) => fetch.wait().await,
+            Coming::Done(result) => result,
+        }
+    }
+}
+
 enum Stop {
     Fetch(Wanted),
     Failed(VmError),
@@ -136,12 +151,16 @@ impl Object {
             let Some(wanted) = self.copy_out(piece, out, &mut left, cluster.take().as_deref())? else {
                 return Ok(());
             };
+            let begun = ahead.iter().position(|fetch| fetch.brings(&wanted.extent, &wanted.strips));
+            let coming = match begun {
+                Some(i) => Coming::Fetch(ahead.swap_remove(i)),
+                None => self.begin_fetch(&wanted, ahead).await?,
+            };
+            // After this one: with few slots what is ahead must not take them all.
             if ahead.is_empty() && following > 0 {
                 self.begin_ahead(piece, following, ahead);
             }
-            let begun = ahead.iter().position(|fetch| fetch.brings(&wanted.extent, &wanted.strips));
-            let begun = begun.map(|i| ahead.swap_remove(i));
-            cluster = self.fetch(piece.chunk, &wanted, begun, ahead).await?;
+            cluster = self.fetch(piece.chunk, &wanted, Some(coming), ahead).await?;
         }
     }
 
@@ -227,16 +246,16 @@ impl Object {
         &self,
         chunk: u64,
         wanted: &Wanted,
-        mut begun: Option<Arc<Fetch>>,
+        mut coming: Option<Coming>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Option<Arc<Unpacked>>, VmError> {
         let mut damaged = false;
         loop {
-            let result = match begun.take() {
-                Some(fetch) => fetch.wait().await,
+            let next = match coming.take() {
+                Some(coming) => coming,
                 None => self.begin_fetch(wanted, ahead).await?,
             };
-            match result {
+            match next.wait().await {
                 Err(VmError::Lost) if damaged => {
                     if let Some(chunk) = self.tree.read().get(chunk) {
                         chunk.lock().lose_extent(&wanted.extent);
@@ -253,12 +272,12 @@ impl Object {
         &self,
         wanted: &Wanted,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
-    ) -> Result<Result<Arc<Unpacked>, VmError>, VmError> {
+    ) -> Result<Coming, VmError> {
         let mut slot = None;
         loop {
             match self.shared.begin_fetch(&wanted.extent, wanted.strips.clone(), slot.take()) {
-                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(fetch.wait().await),
-                Begun::Done(result) => return Ok(result),
+                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(Coming::Fetch(fetch)),
+                Begun::Done(result) => return Ok(Coming::Done(result)),
                 Begun::NoSlot => {
                     // Who waits for a slot holds none, or readers could wait for each other.
                     ahead.clear();

@@ -24,7 +24,7 @@ use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Place};
 use crate::io::WriteIo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
-use crate::tier::Tier;
+use crate::tier::{Leaving, Tier};
 use crate::vm::Shared;
 
 /// What one step of pageout came to.
@@ -278,7 +278,7 @@ impl Pageout {
             // Worth keeping in memory where that saves a ninth and more.
             if payload.len() + payload.len() / 8 <= cost
                 && packer.extents.left() > 0
-                && let Ok(held) = self.tier.hold(payload, pages.count_ones() as usize, shared)
+                && let Ok(held) = self.tier.hold(payload, pages.count_ones() as usize, &chunk, shared)
             {
                 freed += cost.saturating_sub(held.cost());
                 let charge = shared.budget.charge_forced(EXTENT_COST);
@@ -318,7 +318,9 @@ impl Pageout {
             match self.tier.next_out(batch.room(), eager) {
                 None => break,
                 Some(None) => {}
-                Some(Some((extent, cost))) => batch.push_here(Item::Held(extent), cost),
+                Some(Some(Leaving { extent, chunk, cost })) => {
+                    batch.push_here(Item::Held(extent, chunk), cost);
+                }
             }
         }
         let leaving = batch.frees;

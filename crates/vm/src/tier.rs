@@ -5,11 +5,12 @@
 //! that were read meanwhile: they are passed over once. (S3-FIFO's shape, with one bit: what we see of an access is a miss
 //! of the kernel's cache.)
 
-use overspill_slab::{Block, Own, Ref, kept};
+use overspill_slab::{Block, Own, Ref, WeakRef, kept};
 
 use crate::PAGE;
 use crate::budget::{Budget, PageCharge};
-use crate::extent::{Extent, Place};
+use crate::chunk::Chunk;
+use crate::extent::{Extent, Place, Segment};
 use crate::queue::{NOT_QUEUED, QueueSlot, Queues};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
@@ -39,6 +40,8 @@ pub(crate) struct Held {
     tail: Option<Block>,
     charge: PageCharge,
     pages: usize,
+    /// Whose pages they are: the segment they go to will want to know.
+    chunk: WeakRef<Chunk>,
     tier: Arc<Tier>,
     slot: QueueSlot,
     /// Read since pageout last looked.
@@ -57,7 +60,13 @@ impl Held {
     ///
     /// # Errors
     /// When there is no memory.
-    fn new(payload: &[u8], pages: usize, shared: &Shared, tier: &Arc<Tier>) -> Result<Own<Held>, VmError> {
+    fn new(
+        payload: &[u8],
+        pages: usize,
+        chunk: &Ref<Chunk>,
+        shared: &Shared,
+        tier: &Arc<Tier>,
+    ) -> Result<Own<Held>, VmError> {
         let Shared { budget, arena, .. } = shared;
         let whole = payload.len() / PAGE;
         let mut frames = Vec::with_capacity(whole);
@@ -70,10 +79,17 @@ impl Held {
         let tail = if rest.is_empty() { None } else { Some(Block::new(rest)?) };
         let cost = if rest.is_empty() { 0 } else { Block::cost(rest.len()) };
         let charge = budget.charge_page_forced(cost + HELD_COST + whole * size_of::<Frame>());
-        let tier = tier.clone();
-        let held =
-            Held { frames, tail, charge, pages, tier, slot: NOT_QUEUED, referenced: false, going_out: false };
-        Ok(Own::new(held)?)
+        Ok(Own::new(Held {
+            frames,
+            tail,
+            charge,
+            pages,
+            chunk: Ref::downgrade(chunk),
+            tier: tier.clone(),
+            slot: NOT_QUEUED,
+            referenced: false,
+            going_out: false,
+        })?)
     }
 
     pub(crate) fn budget(&self) -> &Arc<Budget> {
@@ -112,6 +128,14 @@ impl Held {
     }
 }
 
+/// A cluster on its way out.
+pub(crate) struct Leaving {
+    pub(crate) extent: Ref<Extent>,
+    pub(crate) chunk: WeakRef<Chunk>,
+    /// Bytes of the budget that go free when it is stored.
+    pub(crate) cost: usize,
+}
+
 impl Tier {
     pub(crate) fn new() -> Arc<Tier> {
         Arc::new(Tier {
@@ -144,9 +168,10 @@ impl Tier {
         self: &Arc<Self>,
         payload: &[u8],
         pages: usize,
+        chunk: &Ref<Chunk>,
         shared: &Shared,
     ) -> Result<Own<Held>, VmError> {
-        Held::new(payload, pages, shared, self)
+        Held::new(payload, pages, chunk, shared, self)
     }
 
     /// Takes an extent in, that was made with what [`Tier::hold`] gave.
@@ -160,7 +185,7 @@ impl Tier {
 
     /// The next cluster to go to the store, its bytes copied to the start of `out`; `None` within when the next one may
     /// not go now, or does not fit. Ends with [`Tier::stored`] or [`Tier::stays`].
-    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool) -> Option<Option<(Ref<Extent>, usize)>> {
+    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool) -> Option<Option<Leaving>> {
         let victim = self.queues.lock().next_victim()?;
         Some(victim.and_then(|extent| {
             let len = extent.len();
@@ -176,17 +201,16 @@ impl Tier {
             held.copy_to(0, &mut out[..len]);
             held.referenced = false;
             held.going_out = true;
-            let cost = held.cost();
+            let (cost, chunk) = (held.cost(), held.chunk.clone());
             drop(place);
-            Some((extent, cost))
+            Some(Leaving { extent, chunk, cost })
         }))
     }
 
     /// An extent on its way out is in the store now.
-    pub(crate) fn stored(extent: &Ref<Extent>, place: Place) {
-        let before = std::mem::replace(&mut *extent.place(), place);
+    pub(crate) fn stored(extent: &Ref<Extent>, segment: &Ref<Segment>, at: usize) {
         // Its memory goes back under no lock.
-        if let Place::Memory(mut held) = before {
+        if let Place::Memory(mut held) = extent.settle(segment, at) {
             held.leave();
         }
     }

@@ -1,7 +1,7 @@
 //! An object's pages as a persistent tree of chunks.
 //!
 //! ```text
-//!   root ─► Node[64] ─► Node[64] ─► ChunkRef      64 chunks a node, 4 MiB; as high as the object's last page asks
+//!   root ─► Node[64] ─► Node[64] ─► ChunkRef      64 chunks a leaf, 4 MiB; as high as the object's last page asks
 //! ```
 //! A copy of a tree is a copy of its root (R40, R58). Whoever changes a tree first copies the nodes on the path that
 //! others show too; chunks are copied by their users. No shadow chains, so nothing to collapse.
@@ -20,8 +20,24 @@ const FANOUT: usize = 1 << FANOUT_BITS;
 /// What a node costs in metadata, as its slab rounds it.
 pub(crate) const NODE_COST: usize = std::mem::size_of::<Node>() + 32;
 
+/// Inner nodes and leaves apart, so that a place is a pointer and no more.
+#[derive(Clone)]
+enum Slots {
+    Nodes([Option<Ref<Node>>; FANOUT]),
+    Chunks([Option<ChunkRef>; FANOUT]),
+}
+
+impl Slots {
+    fn is_empty(&self) -> bool {
+        match self {
+            Slots::Nodes(nodes) => nodes.iter().all(Option::is_none),
+            Slots::Chunks(chunks) => chunks.iter().all(Option::is_none),
+        }
+    }
+}
+
 struct Node {
-    slots: [Slot; FANOUT],
+    slots: Slots,
     charge: Charge,
 }
 
@@ -33,20 +49,21 @@ impl Clone for Node {
     }
 }
 
-#[derive(Clone, Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Node(Ref<Node>),
-    Chunk(ChunkRef),
-}
-
 /// A map from chunk numbers to chunks.
 #[derive(Clone, Default)]
 pub(crate) struct Tree {
-    root: Slot,
-    /// Levels of nodes above the chunks: the tree holds chunks below `64^height`.
+    root: Root,
+    /// Levels of nodes: the tree holds chunks below `64^height`. Leaves are at level 0.
     height: u32,
+}
+
+#[derive(Clone, Default)]
+enum Root {
+    #[default]
+    Empty,
+    /// At height 0: most files are small.
+    Chunk(ChunkRef),
+    Node(Ref<Node>),
 }
 
 impl std::fmt::Debug for Tree {
@@ -76,37 +93,46 @@ impl Tree {
         if chunk >= self.capacity() {
             return None;
         }
-        let mut slot = &self.root;
-        let mut level = self.height;
+        let mut node = match &self.root {
+            Root::Empty => return None,
+            Root::Chunk(found) => return Some(found),
+            Root::Node(node) => node,
+        };
+        let mut level = self.height - 1;
         loop {
-            match slot {
-                Slot::Empty => return None,
-                Slot::Chunk(found) => return Some(found),
-                Slot::Node(node) => {
-                    level -= 1;
-                    slot = &node.slots[index(chunk, level)];
-                }
+            match &node.slots {
+                Slots::Chunks(chunks) => return chunks[index(chunk, 0)].as_ref(),
+                Slots::Nodes(nodes) => node = nodes[index(chunk, level)].as_ref()?,
             }
+            level -= 1;
         }
     }
 
     /// The chunk if it may be written through this tree as it stands.
     pub(crate) fn get_own(&self, chunk: u64) -> Found<'_> {
+        self.find_own(chunk).map_or(Found::MustChange, Found::Own)
+    }
+
+    fn find_own(&self, chunk: u64) -> Option<&ChunkRef> {
         if chunk >= self.capacity() {
-            return Found::MustChange;
+            return None;
         }
-        let mut slot = &self.root;
-        let mut level = self.height;
-        loop {
-            match slot {
-                Slot::Chunk(found) if found.is_unshared() => return Found::Own(found),
-                Slot::Node(node) if Ref::handles(node) == 1 => {
-                    level -= 1;
-                    slot = &node.slots[index(chunk, level)];
+        let mut node = match &self.root {
+            Root::Empty => return None,
+            Root::Chunk(found) => return Some(found).filter(|found| found.is_unshared()),
+            Root::Node(node) => node,
+        };
+        let mut level = self.height - 1;
+        while Ref::handles(node) == 1 {
+            match &node.slots {
+                Slots::Chunks(chunks) => {
+                    return chunks[index(chunk, 0)].as_ref().filter(|found| found.is_unshared());
                 }
-                _ => return Found::MustChange,
+                Slots::Nodes(nodes) => node = nodes[index(chunk, level)].as_ref()?,
             }
+            level -= 1;
         }
+        None
     }
 
     /// Puts `make(what was there)` at `chunk`, copying shared nodes on the way.
@@ -121,28 +147,54 @@ impl Tree {
     ) -> Result<&ChunkRef, E> {
         let fresh = make(self.get(chunk))?;
         while chunk >= self.capacity() {
-            if !matches!(self.root, Slot::Empty) {
-                let mut node = Ref::new(Self::node(budget))?;
-                Ref::make_mut(&mut node)?.slots[0] = std::mem::take(&mut self.root);
-                self.root = Slot::Node(node);
-            }
-            self.height += 1;
+            self.grow(budget)?;
         }
-        let mut slot = &mut self.root;
+        if self.height == 0 {
+            self.root = Root::Chunk(fresh);
+            let Root::Chunk(placed) = &self.root else { unreachable!("just placed") };
+            return Ok(placed);
+        }
+        if matches!(self.root, Root::Empty) {
+            self.root = Root::Node(Ref::new(Self::node(budget, self.height - 1))?);
+        }
+        let Root::Node(root) = &mut self.root else { unreachable!("chunks are at height 0 only") };
+        let mut node = root;
         for level in (0..self.height).rev() {
-            if matches!(slot, Slot::Empty) {
-                *slot = Slot::Node(Ref::new(Self::node(budget))?);
+            match &mut Ref::make_mut(node)?.slots {
+                Slots::Chunks(chunks) => return Ok(chunks[index(chunk, 0)].insert(fresh)),
+                Slots::Nodes(nodes) => {
+                    let slot = &mut nodes[index(chunk, level)];
+                    if slot.is_none() {
+                        *slot = Some(Ref::new(Self::node(budget, level - 1))?);
+                    }
+                    node = slot.as_mut().expect("just made if it was missing");
+                }
             }
-            let Slot::Node(node) = slot else { unreachable!("chunks are at level 0 only") };
-            slot = &mut Ref::make_mut(node)?.slots[index(chunk, level)];
         }
-        *slot = Slot::Chunk(fresh);
-        let Slot::Chunk(placed) = slot else { unreachable!("just placed") };
-        Ok(placed)
+        unreachable!("level 0 has leaves")
     }
 
-    fn node(budget: &Arc<Budget>) -> Node {
-        Node { slots: std::array::from_fn(|_| Slot::Empty), charge: budget.charge_forced(NODE_COST) }
+    /// One level more.
+    fn grow(&mut self, budget: &Arc<Budget>) -> Result<(), OutOfMemory> {
+        if !matches!(self.root, Root::Empty) {
+            let mut above = Ref::new(Self::node(budget, self.height))?;
+            match (&mut Ref::make_mut(&mut above)?.slots, std::mem::take(&mut self.root)) {
+                (Slots::Chunks(chunks), Root::Chunk(chunk)) => chunks[0] = Some(chunk),
+                (Slots::Nodes(nodes), Root::Node(node)) => nodes[0] = Some(node),
+                _ => unreachable!("chunks are at height 0 only"),
+            }
+            self.root = Root::Node(above);
+        }
+        self.height += 1;
+        Ok(())
+    }
+
+    fn node(budget: &Arc<Budget>, level: u32) -> Node {
+        let slots = match level {
+            0 => Slots::Chunks([const { None }; FANOUT]),
+            _ => Slots::Nodes([const { None }; FANOUT]),
+        };
+        Node { slots, charge: budget.charge_forced(NODE_COST) }
     }
 
     /// Takes the chunk out, and nodes that fall empty with it.
@@ -153,28 +205,42 @@ impl Tree {
         if self.get(chunk).is_none() {
             return Ok(None);
         }
-        let taken = Self::remove_below(&mut self.root, chunk, self.height)?;
-        if matches!(self.root, Slot::Empty) {
-            self.height = 0;
-        }
-        Ok(taken)
-    }
-
-    fn remove_below(slot: &mut Slot, chunk: u64, level: u32) -> Result<Option<ChunkRef>, OutOfMemory> {
-        let taken = match slot {
-            Slot::Node(node) => {
-                let node = Ref::make_mut(node)?;
-                let taken = Self::remove_below(&mut node.slots[index(chunk, level - 1)], chunk, level - 1)?;
-                if node.slots.iter().any(|slot| !matches!(slot, Slot::Empty)) {
-                    return Ok(taken);
+        let taken = match &mut self.root {
+            Root::Node(node) => {
+                let (taken, empty) = Self::remove_below(node, chunk, self.height - 1)?;
+                if empty {
+                    *self = Tree::default();
                 }
                 taken
             }
-            Slot::Chunk(found) => Some(found.clone()),
-            Slot::Empty => None,
+            _ => match std::mem::take(self).root {
+                Root::Chunk(found) => Some(found),
+                _ => None,
+            },
         };
-        *slot = Slot::Empty;
         Ok(taken)
+    }
+
+    /// What was taken out below `node`, and whether that left it empty.
+    fn remove_below(
+        node: &mut Ref<Node>,
+        chunk: u64,
+        level: u32,
+    ) -> Result<(Option<ChunkRef>, bool), OutOfMemory> {
+        let slots = &mut Ref::make_mut(node)?.slots;
+        let taken = match slots {
+            Slots::Chunks(chunks) => chunks[index(chunk, 0)].take(),
+            Slots::Nodes(nodes) => {
+                let slot = &mut nodes[index(chunk, level)];
+                let Some(below) = slot else { return Ok((None, false)) };
+                let (taken, empty) = Self::remove_below(below, chunk, level - 1)?;
+                if empty {
+                    *slot = None;
+                }
+                taken
+            }
+        };
+        Ok((taken, slots.is_empty()))
     }
 
     /// The first chunk at or after `from`, with its number.
@@ -182,21 +248,20 @@ impl Tree {
         if from >= self.capacity() {
             return None;
         }
-        Self::next_below(&self.root, self.height, 0, from)
+        match &self.root {
+            Root::Empty => None,
+            Root::Chunk(found) => Some((0, found)),
+            Root::Node(node) => Self::next_below(node, self.height - 1, 0, from),
+        }
     }
 
-    fn next_below(slot: &Slot, level: u32, base: u64, from: u64) -> Option<(u64, &ChunkRef)> {
-        match slot {
-            Slot::Empty => None,
-            Slot::Chunk(found) => (base >= from).then_some((base, found)),
-            Slot::Node(node) => {
-                let span = 1u64 << (FANOUT_BITS * (level - 1));
-                let first = if from > base { ((from - base) / span) as usize } else { 0 };
-                (first..FANOUT).find_map(|i| {
-                    let below = base + i as u64 * span;
-                    Self::next_below(&node.slots[i], level - 1, below, from)
-                })
-            }
-        }
+    fn next_below(node: &Node, level: u32, base: u64, from: u64) -> Option<(u64, &ChunkRef)> {
+        let span = 1u64 << (FANOUT_BITS * level);
+        let first = if from > base { ((from - base) / span) as usize } else { 0 };
+        let number = |i: usize| base + i as u64 * span;
+        (first..FANOUT).find_map(|i| match &node.slots {
+            Slots::Chunks(chunks) => chunks[i].as_ref().map(|found| (number(i), found)),
+            Slots::Nodes(nodes) => Self::next_below(nodes[i].as_ref()?, level - 1, number(i), from),
+        })
     }
 }

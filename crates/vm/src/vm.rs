@@ -12,7 +12,7 @@ use crate::budget::{Budget, Charge, Pressure};
 use crate::chunk::Chunk;
 use crate::counters::Counters;
 use crate::error::VmError;
-use crate::extent::{Extent, ExtentSpace};
+use crate::extent::{Extent, ExtentSpace, Segment};
 use crate::fetch::{Begun, Fetch, FetchSlot, Fetches, SLOT_COST};
 use crate::io::{Io, IoQueue, ReadIo};
 use crate::object::Object;
@@ -104,6 +104,10 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    pub(crate) fn sparse_segment(&self) -> Option<Ref<Segment>> {
+        self.space.as_ref().and_then(|space| space.sparse_segment())
+    }
+
     pub(crate) fn signals(&self) -> &dyn Signals {
         self.signals.get().map_or(&Deaf, |signals| &**signals)
     }
@@ -352,8 +356,9 @@ impl Vm {
             compressed_page_bytes: shared.pageout.tier.pages() * PAGE,
             stored_page_bytes: (c.stored_pages() * PAGE).saturating_sub(shared.pageout.tier.pages() * PAGE),
             stored_bytes: shared.space.as_ref().map_or(0, |space| space.bytes()),
-            stored_extent_bytes: shared.space.as_ref().map_or(0, |space| space.extent_bytes()),
+            stored_live_bytes: shared.space.as_ref().map_or(0, |space| space.live_bytes()),
             packed: c.packed.get(),
+            compacted: c.compacted.get(),
             page_ins: c.page_ins.get(),
             page_outs: c.page_outs.get(),
             store_reads: c.store_reads.get(),
@@ -388,10 +393,12 @@ pub struct VmStats {
     pub stored_page_bytes: usize,
     /// Bytes of the store that are not free.
     pub stored_bytes: u64,
-    /// What clusters take of them, dead pages of living ones included.
-    pub stored_extent_bytes: u64,
+    /// What living pages take of them; the rest is dead, and compacted when it is more than a tenth.
+    pub stored_live_bytes: u64,
     /// Pages that went to compressed memory.
     pub packed: u64,
+    /// Segments of the store whose living pages were brought back.
+    pub compacted: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
     /// Pages written to the store.

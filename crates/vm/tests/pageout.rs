@@ -2,6 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "fill bytes made of page numbers")]
 
+use std::future::Future as _;
 use std::sync::Arc;
 
 use overspill_store::codec::Method;
@@ -237,4 +238,88 @@ fn eager_pageout_refuses_what_never_fits() {
     assert_eq!(block_on(&vm, object.write(0, &[1; 16 * PAGE], Space::Normal)), Err((0, VmError::NoMemory)));
     drop(held);
     block_on(&vm, object.write(0, &[1; 16 * PAGE], Space::Normal)).unwrap();
+}
+
+/// Rule 4: after random overwrites and discards of ten times the data, at most a tenth of the store is dead, and what lives
+/// is right.
+#[test]
+fn dead_pages_do_not_keep_the_store() {
+    const PAGES: u64 = 4096;
+    let (vm, account) = vm_on(Some(Arc::new(MemStore::new(100_000))));
+    let object = vm.object(&account);
+    let mut random = 1_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    // Half of a page is noise: it packs, but not to nothing.
+    let mut noisy = |fill: u64| {
+        let mut page = [0; PAGE];
+        page[..8].copy_from_slice(&fill.to_le_bytes());
+        page[8..PAGE / 2].chunks_mut(8).for_each(|word| word.copy_from_slice(&next().to_le_bytes()));
+        page
+    };
+    let mut model = vec![0; PAGES as usize];
+    let mut seed = 7_u64;
+    for step in 0..10 * PAGES {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let page = if step < PAGES { step } else { (seed >> 33) % PAGES };
+        if step > PAGES && step % 16 == 0 {
+            object.discard(page, page + 1).unwrap();
+            model[page as usize] = 0;
+        } else {
+            block_on(&vm, object.write(page * PAGE as u64, &noisy(step + 1), Space::Normal)).unwrap();
+            model[page as usize] = step + 1;
+        }
+    }
+    evict_all(&vm);
+    let dead = |vm: &Vm| {
+        let stats = vm.stats();
+        ((stats.stored_bytes - stats.stored_live_bytes) * 100 / stats.stored_bytes, stats)
+    };
+    let before = dead(&vm);
+    assert!(vm.wants_compaction(), "nothing to do: {before:?}");
+    let mut turns = 0;
+    while vm.wants_compaction() {
+        for _ in 0..8 {
+            block_on(&vm, vm.compact());
+        }
+        evict_all(&vm);
+        turns += 1;
+        assert!(turns < 1000, "no end to it: {:?}, before {before:?}", dead(&vm));
+    }
+    assert!(dead(&vm).0 <= 10, "{:?}, before {before:?}", dead(&vm));
+    for (page, &fill) in (0..).zip(&model) {
+        let mut buf = [1; 8];
+        block_on(&vm, object.read(page * PAGE as u64, &mut buf)).unwrap();
+        assert_eq!(u64::from_le_bytes(buf), fill, "page {page}");
+    }
+    check(&vm, &[&object]);
+}
+
+/// Reads that lie side by side in the store are one request to it.
+#[test]
+fn neighbouring_reads_are_joined() {
+    let mut config = VmConfig::new(16 << 20);
+    (config.method, config.fetch_slots) = (Method::None, 8);
+    let vm = Vm::new(&config, mem()).unwrap();
+    let object = vm.object(&Account::new(1 << 20));
+    (0..64).for_each(|page| write(&vm, &object, page, page as u8 + 1));
+    evict_all(&vm);
+    let mut buf = vec![0; 64 * PAGE];
+    let mut reading = Box::pin(object.read(0, &mut buf));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let (mut requests, mut reads) = (0, Vec::new());
+    while reading.as_mut().poll(&mut cx).is_pending() {
+        vm.next_reads(1 << 20, &mut reads);
+        requests += 1;
+        for read in reads.drain(..) {
+            perform(&vm, Io::Read(read));
+        }
+    }
+    drop(reading);
+    assert!(requests <= 2, "{requests} requests for four clusters");
+    assert!((0..64).all(|page| buf[page * PAGE..][..PAGE].iter().all(|&b| b == page as u8 + 1)));
 }

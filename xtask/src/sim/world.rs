@@ -302,6 +302,12 @@ impl World {
         let changing = !self.subjects.borrow()[who].may_change();
         match self.rng.random_range(0..10) {
             0..4 => self.begin_read(who, at, len),
+            _ if self.rng.random_ratio(1, 50) => {
+                let vm = self.vm.clone();
+                self.spawn(async move {
+                    vm.compact().await;
+                });
+            }
             _ if changing => {}
             4..8 => self.begin_write(who, at, len),
             8 => self.begin_zero(who, at, len),

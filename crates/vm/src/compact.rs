@@ -1,0 +1,100 @@
+//! Compaction: what a segment still holds is brought back, to be clustered again with whatever its chunk has by now, so
+//! that dead pages do not keep more than a tenth of the store (rule 4).
+//!
+//! A page that is brought back is dirty, as if it had been written: pageout packs it when its turn comes. That is one way
+//! for what died within clusters and for what died between them, and many small clusters of a chunk become one.
+
+use overspill_slab::Ref;
+
+use crate::chunk::{Chunk, ChunkHandle as _, PageSet, members};
+use crate::error::VmError;
+use crate::extent::{Extent, Segment};
+use crate::fetch::{Begun, Unpacked};
+use crate::sync::Arc;
+use crate::vm::Shared;
+use crate::{CHUNK_PAGES, PAGE, Vm};
+
+/// So much may be dead whatever the share: it is not worth the I/O.
+const TOLERATED: u64 = 256 << 10;
+
+/// A chunk with more clusters than this has them all brought back.
+const MANY: usize = 4;
+
+impl Vm {
+    /// Whether more of the store is dead than should be.
+    pub fn wants_compaction(&self) -> bool {
+        let stats = self.stats();
+        let dead = stats.stored_bytes.saturating_sub(stats.stored_live_bytes);
+        dead > TOLERATED && dead * 10 > stats.stored_bytes
+    }
+
+    /// Brings back what the sparsest of some segments holds. Waits for memory and store. Returns whether there was one.
+    pub async fn compact(&self) -> bool {
+        let shared = &self.0;
+        let Some(segment) = shared.sparse_segment() else { return false };
+        for chunk in segment.chunks() {
+            // What cannot be read now stays where it is; who wants it will be told.
+            let _ = shared.recluster(&chunk, &segment).await;
+        }
+        shared.counters.compacted.add(1);
+        true
+    }
+}
+
+impl Shared {
+    async fn recluster(self: &Arc<Self>, chunk: &Ref<Chunk>, segment: &Ref<Segment>) -> Result<(), VmError> {
+        // Each turn ends one cluster, and others make at most as many again meanwhile.
+        for _ in 0..2 * CHUNK_PAGES {
+            let next = {
+                let state = chunk.lock();
+                let many = state.clusters().len() > MANY;
+                let mut clusters = state.clusters().iter();
+                clusters
+                    .find(|c| c.extent.is_in(segment) || many && c.extent.is_stored())
+                    .map(|cluster| (cluster.extent.clone(), cluster.live))
+            };
+            let Some((extent, live)) = next else { break };
+            self.bring_back(chunk, &extent, live).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes living pages of an extent dirty, as if they had been written.
+    async fn bring_back(
+        self: &Arc<Self>,
+        chunk: &Ref<Chunk>,
+        extent: &Ref<Extent>,
+        live: PageSet,
+    ) -> Result<(), VmError> {
+        // As many at once as a reservation may be for: matters to the smallest budgets only.
+        let most = (self.budget.max_reservation() / PAGE).clamp(1, CHUNK_PAGES);
+        let set = members(live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
+        let mut reservation = self.budget.reserve(set.count_ones() as usize * PAGE).await?;
+        let unpacked = self.read_back(extent, set).await?;
+        let mut state = chunk.lock();
+        for page in members(set) {
+            let is_there =
+                |c: &crate::chunk::Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;
+            if state.clusters().iter().any(is_there) {
+                // Nothing is written: it only becomes resident and dirty.
+                let _ = state.write_page(page, 0, &[], Some(&unpacked), self, &mut reservation);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_back(
+        self: &Arc<Self>,
+        extent: &Ref<Extent>,
+        set: PageSet,
+    ) -> Result<Arc<Unpacked>, VmError> {
+        let mut slot = None;
+        loop {
+            match self.begin_fetch(extent, extent.strips(set), slot.take()) {
+                Begun::Joined(fetch) | Begun::New(fetch) => return fetch.wait().await,
+                Begun::Done(result) => return result,
+                Begun::NoSlot => slot = Some(self.fetches.slot().await?),
+            }
+        }
+    }
+}
