@@ -35,7 +35,7 @@ use crate::exit::{EXIT_CODES, Exit};
 enum Command {
     /// Mount a tmpfs that pages itself; returns when it is mounted.
     #[command(after_long_help = MOUNT_NOTES)]
-    Mount(options::MountArgs),
+    Mount(Box<options::MountArgs>),
     /// Unmount, and wait until memory and store are given back.
     Umount(umount::UmountArgs),
     /// Show where every byte of a mount is.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use overspill::mount::Debugging;
+use overspill::mount::{Debugging, Method};
 
 use crate::error::Error;
 use crate::size::{Amount, count};
@@ -28,6 +28,10 @@ pub(crate) struct MountArgs {
     /// at once, or 'none' [default: /var/tmp]
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
+
+    /// How pages are compressed that were not used for a while: lz4, zstd (smaller, slower) or none [default: lz4]
+    #[arg(long, value_name = "METHOD")]
+    compress: Option<String>,
 
     /// How many files it can hold: a number, or with k, m, g; 0 is no limit [default: no limit but memory]
     #[arg(long, value_name = "N")]
@@ -54,7 +58,7 @@ pub(crate) struct MountArgs {
     allow_other: bool,
 
     /// Options as for tmpfs, separated by commas: size= nr_inodes= mode= uid= gid= ro rw noexec exec nosuid suid nodev
-    /// dev noatime relatime atime defaults allow_other, and memory= store=, and for tests debug=
+    /// dev noatime relatime atime defaults allow_other, and memory= store= compress=, and for tests debug=
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 
@@ -82,6 +86,7 @@ pub(crate) struct Requested {
     pub(crate) size: Option<Amount>,
     pub(crate) memory: Option<Amount>,
     pub(crate) store: Option<PathBuf>,
+    pub(crate) compress: Method,
     /// `Some(0)` is "no limit", said aloud.
     pub(crate) nr_inodes: Option<u64>,
     pub(crate) mode: Option<u32>,
@@ -107,6 +112,7 @@ impl MountArgs {
         for (name, value) in [
             ("size", &self.size),
             ("memory", &self.memory),
+            ("compress", &self.compress),
             ("nr_inodes", &self.nr_inodes),
             ("mode", &self.mode),
             ("uid", &self.uid),
@@ -165,6 +171,9 @@ impl Requested {
             "gid" => self.gid = Some(id("gid", value)?),
             "store" if value.is_empty() => return Err(bad("store", value, "a path, or none")),
             "store" => self.store = Some(value.into()),
+            "compress" => {
+                self.compress = Method::named(value).ok_or_else(|| bad("compress", value, Method::WORDS))?;
+            }
             "debug" if self.debug.turn_on(value) => {}
             "debug" => return Err(bad("debug", value, Debugging::WORDS)),
             _ => return Err(Error::UnknownOption(format!("{name}={value}"))),
@@ -232,7 +241,8 @@ mod tests {
 
     #[test]
     fn ours_are_understood() {
-        let r = ask("-o memory=16m,store=/x/y,debug=evict,allow_other --force").unwrap();
+        let r = ask("-o memory=16m,store=/x/y,compress=zstd,debug=evict,allow_other --force").unwrap();
+        assert_eq!((r.compress, ask("--compress none").unwrap().compress), (Method::Zstd, Method::None));
         assert_eq!(r.memory, Some(Amount::Bytes(16 << 20)));
         assert_eq!(r.store, Some("/x/y".into()));
         assert!(r.debug.evict && r.allow_other && r.force);
@@ -252,7 +262,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_option_is_taken_or_refused_with_its_name(
-            option in "[ -~]{0,20}|(size|memory|mode|uid|gid|nr_inodes|debug|store)=\\PC{0,12}"
+            option in "[ -~]{0,20}|(size|memory|mode|uid|gid|nr_inodes|debug|store|compress)=\\PC{0,12}"
         ) {
             let mut requested = Requested::default();
             if let Err(error) = requested.apply(&option) {
@@ -278,6 +288,7 @@ mod tests {
             ("-o nr_inodes=many", "nr_inodes does not take 'many'", 2),
             ("-o nr_inodes=99999999t", "nr_inodes does not take '99999999t'", 2),
             ("-o debug=all", "debug does not take 'all'", 2),
+            ("--compress gzip", "compress does not take 'gzip'", 2),
             ("-o store=", "store does not take ''", 2),
             ("-o size=lots", "size 'lots' is not a size", 7),
             ("--memory 99999999t", "memory '99999999t' is too large", 7),

@@ -65,6 +65,7 @@ pub(crate) fn options(
         noatime: asked.noatime,
         allow_other: asked.allow_other || caller.is_root(),
         store: store(asked.store.as_deref())?,
+        compress: asked.compress,
         force: asked.force,
         debug: asked.debug,
     })

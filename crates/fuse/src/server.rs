@@ -27,9 +27,9 @@ impl Tuning {
     pub fn for_memory(memory: usize) -> Tuning {
         // Many requests matter more than large ones: sixteen readers fill a queue of sixteen, and then wait for a place.
         let max_write = (memory / 1024).next_power_of_two().clamp(128 << 10, 1 << 20);
-        let background = (memory / 16 / max_write).clamp(4, 64);
+        let background = (memory / 32 / max_write).clamp(4, 64);
         Tuning {
-            threads: if memory < 64 << 20 { 4 } else { 16 },
+            threads: (memory >> 24).clamp(4, 16),
             max_write: u32::try_from(max_write).unwrap_or(1 << 20),
             max_background: u16::try_from(background).unwrap_or(64),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use overspill_fuse::{FuseError, FuseOptions, Tuning};
+pub use overspill_store::codec::Method;
 use overspill_store::{FaultyStore, FileStore, FsKind, IoMode, Store, StoreError, check_location};
 use overspill_tmpfs::{FsError, Timestamp, TmpFs, TmpFsConfig};
 use overspill_vm::{PAGE, Vm, VmConfig, VmError};
@@ -44,6 +45,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Where pages go that memory cannot hold.
     pub store: StoreChoice,
+    /// How pages are compressed, in memory and on the way to the store.
+    pub compress: Method,
     /// Take a store that would otherwise be refused: an existing file, one on a tmpfs.
     pub force: bool,
     /// For tests.
@@ -187,7 +190,9 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     let dirty_max = dirty_max(&options);
     let mut notes = Vec::new();
     let (store, store_mode) = open_store(&options, 2 * dirty_max, &mut notes)?;
-    let config = VmConfig::new(memory.saturating_sub(tuning.memory()).saturating_sub(process_memory(memory)));
+    let mut config =
+        VmConfig::new(memory.saturating_sub(tuning.memory()).saturating_sub(process_memory(memory)));
+    config.method = options.compress;
     let vm = Vm::new(&config, store).map_err(|error| match error {
         VmError::NoMemory => MountError::Memory(options.memory),
         error => MountError::Start(std::io::Error::other(error)),

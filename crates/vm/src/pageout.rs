@@ -103,8 +103,8 @@ enum Outcome {
     NotReady,
 }
 
-/// Extents that a packer has set aside.
-const EXTENTS: usize = 32;
+/// Extents that a packer has set aside: as many as a step may want.
+const EXTENTS: usize = SCAN;
 
 /// After so many failed writes in a row, who waits for memory is told rather than left waiting.
 const FAILURES_TOLERATED: u64 = 8;
@@ -209,7 +209,9 @@ impl Pageout {
     fn launder(&self, shared: &Arc<Shared>, search: &mut Search, wanted: usize) -> Step {
         let packed = self.pack(shared, &mut self.packer.lock(), wanted);
         let mut outcomes = [packed, Outcome::Nothing];
-        if self.is_eager() || packed != Outcome::Done || self.is_over_share(shared) {
+        // Before its share is full only where a whole look at the pages found none to pack.
+        let looked_at_all = search.in_vain > shared.queues.lock().len();
+        if self.is_eager() || looked_at_all || self.is_over_share(shared) {
             outcomes[1] = self.write_out(shared);
         }
         if outcomes.contains(&Outcome::Done) {
