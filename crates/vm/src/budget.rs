@@ -68,7 +68,7 @@ impl Budget {
         pressure: Box<dyn Pressure>,
     ) -> Arc<Budget> {
         // Enough for pageout to write while writers go on, small beside the budget.
-        let low = (limit / 16).clamp(4 * PAGE, 64 << 20);
+        let low = (limit / 32).clamp(4 * PAGE, 64 << 20);
         Arc::new(Budget {
             charged,
             metadata: AtomicUsize::new(0),

@@ -235,12 +235,12 @@ impl Pageout {
     }
 
     /// Whether compressed memory holds more than its share: what is left to it by metadata, the room that writers are
-    /// kept, and an eighth for pages as they are.
+    /// kept, and a sixteenth for pages as they are.
     fn is_over_share(&self, shared: &Shared) -> bool {
         if self.space.is_none() {
             return false;
         }
-        let share = shared.budget.pageable() / 8 * 7;
+        let share = shared.budget.pageable() / 16 * 15;
         self.tier.bytes().saturating_sub(self.leaving.load(Ordering::Relaxed)) > share
     }
 
