@@ -1,6 +1,6 @@
 //! Requests that wait: parked state, not parked threads.
 //!
-//! An operation is first tried where it arrived. If it must wait, the thread waits with it for a few milliseconds,
+//! An operation is first tried where it arrived. If it must wait, the thread waits with it for some milliseconds,
 //! as long as enough other threads are left to serve: memory and the store mostly answer within that. What takes
 //! longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew is harmless: a write
 //! writes the same bytes again, and store reads under way are joined.)
@@ -36,8 +36,9 @@ pub trait Spawn: Send + Sync {
     }
 }
 
-/// How long a thread waits with its request before it parks it.
-const WAIT_IN_PLACE: Duration = Duration::from_millis(10);
+/// How long a thread waits with its request before it parks it, which copies what is to be written. When memory is short
+/// a writer's turn comes after that of some tens of others, a millisecond each.
+const WAIT_IN_PLACE: Duration = Duration::from_millis(40);
 
 /// How long a parked read waits for a store before it fails with EIO.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);

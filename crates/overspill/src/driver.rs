@@ -36,6 +36,8 @@ const FETCHERS: usize = 4;
 const FETCH_BYTES: usize = 256 << 10;
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
+/// How long upkeep lets others work between its turns.
+const AFTER_UPKEEP: Duration = Duration::from_millis(5);
 /// How often upkeep runs when nobody asks.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// Budgets below this are for pages and metadata alone: the program, larger than the smallest of them, comes on top.
@@ -343,6 +345,8 @@ fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, compactor: &Com
     let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
+        // Pageout asks at every step.
+        std::thread::sleep(AFTER_UPKEEP);
         let short = vm.is_short();
         if let Some(store) = vm.store() {
             while store.maintain(short) && !wakeups.stopped() {

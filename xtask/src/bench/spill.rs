@@ -26,7 +26,7 @@ pub(crate) struct SpillArgs {
     /// Limit of the memory group [default: 512m, quick: 96m]
     #[arg(long, value_name = "SIZE")]
     cgroup: Option<Size>,
-    /// Memory of ours, within the group [default: half the group]
+    /// Memory of ours, within the group [default: three quarters of the group]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// Bytes of the file [default: 2g, quick: 256m]
@@ -49,6 +49,12 @@ const PHASES: [(&str, Phase, u64, Unit); 6] = [
     ("zipf 4K read", Phase::ZipfRead, 1, Unit::PerSecond),
     ("rand 4K write", Phase::RandWrite, 1, Unit::PerSecond),
 ];
+
+/// What both sequential phases took of all CPUs, the kernel's threads included; all that is a GiB of data.
+const CPU: &str = "CPU per GiB written and read";
+
+/// What remembers where the pages of a GiB are.
+const METADATA: &str = "metadata per GiB";
 
 /// The latency rows of a phase.
 const LATENCIES: [&str; 3] = ["p99", "p99.9", "max"];
@@ -74,7 +80,7 @@ pub(crate) fn run(args: &SpillArgs) -> Outcome<()> {
     let group = args.cgroup.map_or(group, |s| s.0);
     let amounts = Amounts {
         group,
-        memory: args.memory.map_or(group / 2, |s| s.0),
+        memory: args.memory.map_or(group / 4 * 3, |s| s.0),
         data: args.data.map_or(data, |s| s.0) / MIB * MIB,
         seconds: args.seconds.unwrap_or(seconds),
         patience: Duration::from_secs(if common.quick { 120 } else { 1200 }),
@@ -162,6 +168,7 @@ impl Bench<'_> {
         let written = || world.device.as_deref().and_then(worlds::written);
         let before = written();
         let mut out = Vec::new();
+        let mut cpu = 0.0;
         for (number, (row, phase, threads, unit)) in PHASES.into_iter().enumerate() {
             if number > 0 && !self.wants(row) {
                 continue;
@@ -174,7 +181,11 @@ impl Bench<'_> {
                 threads,
                 seed: number as u64 + 1,
             };
+            let busy = tools::cpu_seconds();
             out.extend(self.phase(row, unit, &job, &group, &world)?);
+            if matches!(phase, Phase::SeqWrite | Phase::SeqRead) {
+                cpu += tools::cpu_seconds() - busy;
+            }
             if world.alive() {
                 settle(&world.dir);
             }
@@ -184,6 +195,14 @@ impl Bench<'_> {
         out.push(match world.daemon_peak() {
             Some(daemon) => peak.noted(format!("of that the daemon's VmHWM {} MiB", daemon / MIB)),
             None => peak,
+        });
+        let gib = self.amounts.data as f64 / GIB as f64;
+        if self.wants("seq read") {
+            out.push(Measure::new(CPU, Unit::Seconds, Value::Number(cpu / gib)));
+        }
+        out.push(match world.metadata(self.program) {
+            Some(bytes) => Measure::new(METADATA, Unit::Mib, Value::Number(bytes as f64 / MIB as f64 / gib)),
+            None => Measure::new(METADATA, Unit::Mib, Value::Nothing),
         });
         let bytes = before.zip(written()).map(|(before, after)| after.saturating_sub(before));
         out.push(Measure::new("disk written", Unit::Mib, mib(bytes)));

@@ -181,6 +181,16 @@ pub(crate) fn first_line(program: &str, args: &[&str]) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
+/// Seconds that all CPUs have been busy with since the machine started.
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq: all but the two that are none.
+    let busy = ticks.enumerate().filter(|(i, _)| [0, 1, 2, 5, 6].contains(i));
+    let sum: u64 = busy.filter_map(|(_, n)| n.parse::<u64>().ok()).sum();
+    sum as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

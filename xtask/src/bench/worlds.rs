@@ -347,6 +347,17 @@ impl World {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kb| kb * 1024)
     }
 
+    /// Ours: bytes of memory that say where pages are.
+    pub(crate) fn metadata(&self, program: &Path) -> Option<u64> {
+        const CACHES: [&str; 4] = ["chunk", "extent", "segment", "tree node"];
+        self.daemon?;
+        let output = Command::new(program).args(["slabinfo", "--json"]).arg(&self.dir).output().ok()?;
+        let info: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let caches = info["caches"].as_array()?.iter();
+        let ours = caches.filter(|cache| CACHES.iter().any(|name| cache["name"] == *name));
+        Some(ours.filter_map(|cache| cache["memory"].as_u64()).sum())
+    }
+
     /// Takes all down, and waits for it: what a drop does, at a place one can see.
     pub(crate) fn end(self) {
         drop(self.guards);
