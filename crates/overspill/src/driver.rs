@@ -45,7 +45,7 @@ const SMALL: usize = 64 << 20;
 /// Metadata that may have gone before the heap is trimmed.
 const TRIM_ABOVE: usize = 4 << 20;
 /// How often the process's memory is measured, at most.
-const MEASURE: Duration = Duration::from_millis(100);
+const MEASURE: Duration = Duration::from_millis(50);
 /// How often the heap is gone through for pages that are free, at most.
 const TRIM: Duration = Duration::from_secs(2);
 
@@ -396,8 +396,13 @@ impl MemoryWatch {
         if (resident > self.memory || much_freed) && self.trimmed.elapsed() > TRIM {
             self.trimmed = Instant::now();
             self.metadata = metadata;
-            overspill_slab::reap_all(true);
             overspill_sys::process::trim_heap();
+        }
+        if resident > self.memory {
+            // Others need it now: what is held in reserve is asked for again soon enough. Files that were deleted leave
+            // their compressed pages' slabs empty, and whoever writes next has their share of the budget already.
+            overspill_slab::reap_all(true);
+            vm.trim((resident - self.memory).min(idle));
         }
         let needed = resident.saturating_sub(idle);
         if needed > self.memory {

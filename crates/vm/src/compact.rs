@@ -32,17 +32,26 @@ impl Vm {
     pub async fn compact(&self) -> bool {
         let shared = &self.0;
         let Some(segment) = shared.sparse_segment() else { return false };
+        let mut any = false;
         for chunk in segment.chunks() {
             // What cannot be read now stays where it is; who wants it will be told.
-            let _ = shared.recluster(&chunk, &segment).await;
+            any |= shared.recluster(&chunk, &segment).await.unwrap_or(false);
         }
-        shared.counters.compacted.add(1);
-        true
+        if any {
+            shared.counters.compacted.add(1);
+        }
+        any
     }
 }
 
 impl Shared {
-    async fn recluster(self: &Arc<Self>, chunk: &Ref<Chunk>, segment: &Ref<Segment>) -> Result<(), VmError> {
+    /// Returns whether there was something to bring back.
+    async fn recluster(
+        self: &Arc<Self>,
+        chunk: &Ref<Chunk>,
+        segment: &Ref<Segment>,
+    ) -> Result<bool, VmError> {
+        let mut any = false;
         // Each turn ends one cluster, and others make at most as many again meanwhile.
         for _ in 0..2 * CHUNK_PAGES {
             let next = {
@@ -55,8 +64,9 @@ impl Shared {
             };
             let Some((extent, live)) = next else { break };
             self.bring_back(chunk, &extent, live).await?;
+            any = true;
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Makes living pages of an extent dirty, as if they had been written.

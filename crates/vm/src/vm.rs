@@ -326,6 +326,11 @@ impl Vm {
         shared.budget.grant();
     }
 
+    /// Gives up to `bytes` of memory that no frame in use holds back to the kernel at once.
+    pub fn trim(&self, bytes: usize) {
+        self.0.arena.trim(bytes);
+    }
+
     /// Counts `bytes` of the process's memory that nobody charged, such as holes in the heap, in the budget; instead of
     /// what was said before. Pageout then makes room for them.
     pub fn set_overhead(&self, bytes: usize) {
