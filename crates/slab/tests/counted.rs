@@ -20,8 +20,16 @@ kept!(counted Thing, "shared thing");
 
 #[test]
 fn a_value_goes_with_its_last_handle_and_its_memory_with_the_last_of_all() {
+    /// A cache that no other test of this file uses meanwhile.
+    struct Lone(u64, Arc<AtomicUsize>);
+    impl Drop for Lone {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    kept!(counted Lone, "lone");
     let dropped = Arc::new(AtomicUsize::new(0));
-    let first = Ref::new(Thing(7, dropped.clone())).unwrap();
+    let first = Ref::new(Lone(7, dropped.clone())).unwrap();
     let second = first.clone();
     let weak = Ref::downgrade(&first);
     assert_eq!((Ref::handles(&first), first.0, weak.as_ptr()), (2, 7, Ref::as_ptr(&second)));
@@ -31,7 +39,7 @@ fn a_value_goes_with_its_last_handle_and_its_memory_with_the_last_of_all() {
     drop(second);
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     assert!(weak.upgrade().is_none());
-    let live = || <Thing as RefCounted>::CACHE.info().unwrap().active;
+    let live = || <Lone as RefCounted>::CACHE.info().unwrap().active;
     let with_weak = live();
     drop((weak.clone(), weak));
     assert_eq!(live(), with_weak - 1, "the memory went with the last weak handle");
