@@ -20,6 +20,7 @@ mod slabinfo;
 mod stats;
 mod table;
 mod umount;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,6 @@
 //! `overspill slabinfo`: what kind of objects a daemon's metadata is.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use overspill::stats::Slabinfo;
 use serde_json::Value;
@@ -11,6 +9,7 @@ use crate::error::Error;
 use crate::mountinfo::{Entry, Mounts};
 use crate::probe::probe;
 use crate::stats;
+use crate::watch::Watch;
 
 /// `overspill slabinfo`
 #[derive(Debug, clap::Args)]
@@ -18,24 +17,12 @@ pub(crate) struct SlabinfoArgs {
     /// A mountpoint, or any path on a mount; may be left out where there is only one mount.
     path: Option<PathBuf>,
 
-    /// One JSON object on one line; sizes in bytes.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    watch: Watch,
 
     /// What comes first.
     #[arg(long, value_enum, default_value = "memory", value_name = "FIELD")]
     sort: Sort,
-
-    /// Again every SECONDS, until the mount goes.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "1",
-        value_parser = clap::value_parser!(u64).range(1..=86_400)
-    )]
-    watch: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -72,30 +59,14 @@ impl Sort {
 /// Runs the command.
 pub(crate) fn run(args: &SlabinfoArgs) -> Result<(), Error> {
     let mount = find(args.path.as_deref())?;
-    let mut out = std::io::stdout();
-    let clear = if args.watch.is_some() && !args.json && out.is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-    loop {
+    let unread = |error: &dyn std::fmt::Display| Error::Stats(mount.mountpoint.clone(), error.to_string());
+    args.watch.print(&mount, || {
         // First whether it lives: a dead or silent daemon has an answer of its own.
         probe(&mount).stats(&mount)?;
-        let unread =
-            |error: &dyn std::fmt::Display| Error::Stats(mount.mountpoint.clone(), error.to_string());
         let mut info = overspill::stats::slabinfo_of_mount(&mount.mountpoint).map_err(|e| unread(&e))?;
         args.sort.apply(&mut info.caches);
-        let text =
-            if args.json { serde_json::to_string(&info).map_err(|e| unread(&e))? } else { table(&info) };
-        match writeln!(out, "{clear}{}", text.trim_end()).and_then(|()| out.flush()) {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written.map_err(|e| Error::Io("stdout", e))?,
-        }
-        match args.watch {
-            None => return Ok(()),
-            Some(seconds) => std::thread::sleep(Duration::from_secs(seconds)),
-        }
-        if !Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?.iter().any(|e| e.id == mount.id)
-        {
-            return Ok(());
-        }
-    }
+        if args.watch.json { serde_json::to_string(&info).map_err(|e| unread(&e)) } else { Ok(table(&info)) }
+    })
 }
 
 /// The mount that is meant.

@@ -82,8 +82,8 @@ const AT_MOST: Duration = Duration::from_millis(500);
 thread_local! {
     /// Reads that the operation which this thread just begins has asked for, and nobody was woken for.
     static HELD_BACK: Cell<Option<u32>> = const { Cell::new(None) };
-    /// What this thread reads into.
-    static READ_BUF: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
+    /// What this thread reads with.
+    static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
 }
 
 #[derive(Default)]
@@ -152,8 +152,10 @@ impl Spawn for Spawner {
             && reads > 0
             && let Some(read) = self.vm.newest_read()
         {
-            READ_BUF.with_borrow_mut(|buf| {
-                perform_read(&self.vm, read, buf.get_or_insert_with(|| AlignedBuf::new(ReadIo::MAX)));
+            READER.with_borrow_mut(|reader| {
+                let reader = reader.get_or_insert_with(|| Reader::new(ReadIo::MAX));
+                reader.reads.push(read);
+                reader.perform(&self.vm);
             });
         }
     }
@@ -272,36 +274,48 @@ fn run_store(vm: &Vm, wakeups: &Wakeups) {
 }
 
 fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
-    let mut buf = AlignedBuf::new(FETCH_BYTES);
-    let mut reads = Vec::new();
+    let mut reader = Reader::new(FETCH_BYTES);
     while !wakeups.stopped() {
-        vm.next_reads(FETCH_BYTES, &mut reads);
-        if reads.is_empty() {
+        vm.next_reads(FETCH_BYTES, &mut reader.reads);
+        if reader.reads.is_empty() {
             wakeups.fetch.wait(AT_MOST);
             continue;
         }
         if vm.has_reads() {
             wakeups.fetch.set();
         }
-        perform_reads(vm, &mut reads, &mut buf);
+        reader.perform(vm);
     }
 }
 
 /// Performs neighbouring reads as one.
-fn perform_reads(vm: &Vm, reads: &mut Vec<ReadIo>, buf: &mut AlignedBuf) {
-    let (Some(store), Some(start)) = (vm.store(), reads.first().map(ReadIo::start)) else { return };
-    let place = |read: &ReadIo| {
-        let at = (read.start() - start) as usize * BLOCK;
-        at..at + read.len()
-    };
-    let end = reads.last().map_or(0, |read| place(read).end);
-    let result = store.read(start, &mut buf[..end]);
-    for read in reads.drain(..) {
-        let bytes = match &result {
-            Ok(()) => Ok(&buf[place(&read)]),
-            Err(error) => Err(error.kind().into()),
+struct Reader {
+    reads: Vec<ReadIo>,
+    buf: AlignedBuf,
+}
+
+impl Reader {
+    /// For at most `bytes` at once.
+    fn new(bytes: usize) -> Reader {
+        Reader { reads: Vec::new(), buf: AlignedBuf::new(bytes) }
+    }
+
+    fn perform(&mut self, vm: &Vm) {
+        let Reader { reads, buf } = self;
+        let (Some(store), Some(start)) = (vm.store(), reads.first().map(ReadIo::start)) else { return };
+        let place = |read: &ReadIo| {
+            let at = (read.start() - start) as usize * BLOCK;
+            at..at + read.len()
         };
-        vm.complete_read(read, bytes);
+        let end = reads.last().map_or(0, |read| place(read).end);
+        let result = store.read(start, &mut buf[..end]);
+        for read in reads.drain(..) {
+            let bytes = match &result {
+                Ok(()) => Ok(&buf[place(&read)]),
+                Err(error) => Err(std::io::Error::new(error.kind(), error.to_string())),
+            };
+            vm.complete_read(read, bytes);
+        }
     }
 }
 
@@ -312,13 +326,6 @@ fn perform_write(vm: &Vm, write: WriteIo) {
         std::thread::sleep(AFTER_FAILED_WRITE);
     }
     vm.complete_write(write, result);
-}
-
-fn perform_read(vm: &Vm, read: ReadIo, buf: &mut AlignedBuf) {
-    let Some(store) = vm.store() else { return };
-    let bytes = &mut buf[..read.len()];
-    let result = store.read(read.start(), bytes);
-    vm.complete_read(read, result.map(|()| &*bytes));
 }
 
 /// Compacts the store as a task, one segment after the other, while too much of it is dead.

@@ -276,9 +276,12 @@ fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
             let prepared = usage.file_bytes.saturating_sub(stats.stored_bytes);
             let reserve = fs.account().reserve() * page;
             let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
+            // What does not pack takes a little more than itself.
+            let room = room - room / 32;
             let memory = memory.saturating_sub(reserve / page);
-            // Pages in memory take their part of the disk only when they leave it.
-            fs.account().used().saturating_sub(stats.dirty_bytes as u64 / page) + room.max(memory)
+            // Pages in memory take their part of the disk only when they leave it; compressed ones, as they are.
+            let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
+            fs.account().used().saturating_sub(stats.dirty_bytes as u64 / page) + left
         }
     };
     fs.account().set_limit(size_pages.min(capacity));

@@ -26,7 +26,7 @@ pub struct Stats {
     pub vm_used_bytes: u64,
     /// Of that: metadata.
     pub metadata_bytes: u64,
-    /// Of metadata: what caches of objects hold, used or not.
+    /// What caches of objects hold, used or not: metadata, and what is compressed but for its whole pages.
     pub slab_bytes: u64,
     /// Of that: free, and not given back yet.
     pub slab_free_bytes: u64,

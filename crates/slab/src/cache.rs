@@ -31,20 +31,7 @@ impl std::fmt::Debug for Options {
 impl Options {
     /// Objects of `size` bytes, aligned to 8. The name is what slabinfo shows.
     pub const fn new(name: &'static str, size: usize) -> Self {
-        Options {
-            config: Config {
-                name,
-                size,
-                align: 8,
-                constructor: None,
-                source: None,
-                verify: false,
-                magazines: true,
-                colour: false,
-                guard: 0,
-                internal: false,
-            },
-        }
+        Options { config: Config::new(name, size) }
     }
 
     /// Alignment: a power of two up to a page.

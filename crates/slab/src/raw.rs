@@ -52,6 +52,23 @@ pub(crate) struct Config {
     pub(crate) internal: bool,
 }
 
+impl Config {
+    pub(crate) const fn new(name: &'static str, size: usize) -> Config {
+        Config {
+            name,
+            size,
+            align: 8,
+            constructor: None,
+            source: None,
+            verify: false,
+            magazines: true,
+            colour: false,
+            guard: 0,
+            internal: false,
+        }
+    }
+}
+
 pub(crate) struct Raw {
     pub(crate) cpu: CpuLayer,
     pub(crate) config: Config,
@@ -373,18 +390,7 @@ impl Raw {
 
 /// A cache that describes others: without magazines, from the global arena, for ever.
 fn internal(name: &'static str, size: usize) -> Result<NonNull<Raw>, OutOfMemory> {
-    Raw::create(Config {
-        name,
-        size,
-        align: 8,
-        constructor: None,
-        source: None,
-        verify: false,
-        magazines: false,
-        colour: false,
-        guard: 0,
-        internal: true,
-    })
+    Raw::create(Config { magazines: false, internal: true, ..Config::new(name, size) })
 }
 
 struct Internal(NonNull<Raw>);

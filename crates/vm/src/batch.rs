@@ -61,7 +61,8 @@ pub(crate) struct Batch {
     used: usize,
     run: Option<RunGuard>,
     clusters: Vec<Packed>,
-    /// One for each fresh cluster, and one segment: a write that has ended needs no memory (iron rule 1).
+    /// One for each fresh cluster, and one segment: a write that has ended needs no memory (iron rule 1) but for the
+    /// segment's list of chunks, some hundreds of bytes from the heap.
     extents: RefReserve<Extent>,
     segments: RefReserve<Segment>,
     /// Bytes of the budget that go free when it is written.
@@ -75,9 +76,6 @@ impl std::fmt::Debug for Batch {
         write!(f, "Batch({} clusters at {:?})", self.clusters.len(), self.run)
     }
 }
-
-/// Clusters that need an extent, at most: they do not pack well, so they are not small.
-const FRESH: usize = SEGMENT_BLOCKS;
 
 impl Batch {
     /// # Errors
@@ -104,7 +102,8 @@ impl Batch {
     /// When there is no memory.
     pub(crate) fn refill(&mut self) -> Result<(), VmError> {
         self.segments.fill(1)?;
-        Ok(self.extents.fill((self.buf.len() / BLOCK).min(FRESH))?)
+        // A block for each: what is not held packs badly, so it is not small.
+        Ok(self.extents.fill(self.buf.len() / BLOCK)?)
     }
 
     /// Whether it could be sent and ended.

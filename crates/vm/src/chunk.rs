@@ -4,17 +4,18 @@
 //!  location        in masks                        a write makes it   pageout makes it
 //!  absent          none (reads zero)               dirty              -
 //!  zero            zero: exists, costs no bytes    dirty              -
-//!  dirty           resident, dirty                 dirty              being written
-//!  being written   resident, writing               dirty              stored; dirty if the store fails
-//!  clean           resident, live in a cluster     dirty              stored
-//!  stored          live in a cluster only          dirty              -
+//!  dirty           resident, dirty                 dirty              being packed; zero, if it is
+//!  being packed    resident, writing               dirty              packed; dirty if that fails
+//!  clean           resident, live in a cluster     dirty              packed
+//!  packed          live in a cluster only          dirty              -
 //!  lost            lost (reads fail)               dirty, if whole    -
 //! ```
 //! A discard makes any of them absent. Clean is for faces that promote what they read; pageout itself frees what it
-//! has written, so no page is clean yet. (Compressed memory and source pagers will be two more locations.)
+//! has packed, so no page is clean yet. Whether a cluster is in compressed memory or in the store is its extent's business.
+//! (A source pager will be one more location.)
 //!
 //! Invariants, checked by [`ChunkState::check`]:
-//! - zero, lost and (resident or stored) exclude each other; dirty and writing are resident and exclude each other;
+//! - zero, lost and (resident or packed) exclude each other; dirty and writing are resident and exclude each other;
 //! - a dirty or writing page is in no cluster: its slot died when it was written (R57);
 //! - resident pages that are neither dirty nor writing are in a cluster;
 //! - `bytes` holds the resident pages' bytes in page order;
@@ -540,7 +541,11 @@ impl ChunkState {
         let live = self.writing & set;
         self.writing &= !set;
         if live != 0 {
-            self.clusters.push(Cluster { extent: extent(), live });
+            let extent = extent();
+            if live != set {
+                extent.bury((set & !live).count_ones());
+            }
+            self.clusters.push(Cluster { extent, live });
             self.drop_bytes(live);
         }
     }

@@ -6,10 +6,9 @@
 
 use overspill_slab::Ref;
 
-use crate::chunk::{Chunk, ChunkHandle as _, PageSet, members};
+use crate::chunk::{Chunk, ChunkHandle as _, Cluster, PageSet, members};
 use crate::error::VmError;
 use crate::extent::{Extent, Segment};
-use crate::fetch::{Begun, Unpacked};
 use crate::sync::Arc;
 use crate::vm::Shared;
 use crate::{CHUNK_PAGES, PAGE, Vm};
@@ -80,31 +79,15 @@ impl Shared {
         let most = (self.budget.max_reservation() / PAGE).clamp(1, CHUNK_PAGES);
         let set = members(live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
         let mut reservation = self.budget.reserve(set.count_ones() as usize * PAGE).await?;
-        let unpacked = self.read_back(extent, set).await?;
+        let unpacked = self.fetch(extent, extent.strips(set), || ()).await?.wait().await?;
         let mut state = chunk.lock();
         for page in members(set) {
-            let is_there =
-                |c: &crate::chunk::Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;
+            let is_there = |c: &Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;
             if state.clusters().iter().any(is_there) {
                 // Nothing is written: it only becomes resident and dirty.
                 let _ = state.write_page(page, 0, &[], Some(&unpacked), self, &mut reservation);
             }
         }
         Ok(())
-    }
-
-    async fn read_back(
-        self: &Arc<Self>,
-        extent: &Ref<Extent>,
-        set: PageSet,
-    ) -> Result<Arc<Unpacked>, VmError> {
-        let mut slot = None;
-        loop {
-            match self.begin_fetch(extent, extent.strips(set), slot.take()) {
-                Begun::Joined(fetch) | Begun::New(fetch) => return fetch.wait().await,
-                Begun::Done(result) => return result,
-                Begun::NoSlot => slot = Some(self.fetches.slot().await?),
-            }
-        }
     }
 }

@@ -137,6 +137,21 @@ pub(crate) enum Begun {
     NoSlot,
 }
 
+/// Strips on their way, or here.
+pub(crate) enum Coming {
+    Fetch(Arc<Fetch>),
+    Done(Result<Arc<Unpacked>, VmError>),
+}
+
+impl Coming {
+    pub(crate) async fn wait(self) -> Result<Arc<Unpacked>, VmError> {
+        match self {
+            Coming::Fetch(fetch) => fetch.wait().await,
+            Coming::Done(result) => result,
+        }
+    }
+}
+
 impl Fetches {
     pub(crate) fn new(slots: usize) -> Fetches {
         let buffers = (0..slots).map(|_| AlignedBuf::new(SLOT_COST)).collect();

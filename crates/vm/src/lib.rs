@@ -2,8 +2,9 @@
 //!
 //! Words, as in Mach and BSD: an [`Object`] is a sparse array of 4 KiB pages; 16 neighbouring pages are a chunk, the
 //! leaf of the object's tree and the unit of clustering. A page is absent, resident (in a frame of the arena, or on
-//! the heap if short), stored, or lost. Pageout moves dirty pages to the [`Store`](overspill_store::Store) when the
-//! budget runs short, never before (R4).
+//! the heap if short), packed in a cluster (in compressed memory or in the store), or lost. When the budget runs short, never
+//! before (R4), pageout packs dirty pages, and moves the oldest clusters to the [`Store`](overspill_store::Store) when
+//! compressed memory is full.
 //!
 //! This crate owns no thread, no clock and no blocking wait. Operations are futures, pageout is a step function, and
 //! the store's I/O is requests that a driver takes and completes: the same code runs under threads in production and
@@ -11,10 +12,10 @@
 //!
 //! ```text
 //!   object ─► tree ─► chunk ─► bytes ─► frame (sys)        what there is
-//!                       │  └─► extent ─► store             where it is when not in memory
+//!                       │  └─► extent ─► tier │ segment    where it is when packed: compressed memory, store
 //!   budget ◄────────────┘      account                     what it may cost
-//!   queue ─► pageout ─► io ─► [driver] ─► complete         how it leaves
-//!   fetch ──────────► io ─► [driver] ─► complete           how it comes back
+//!   queue ─► pageout ─► tier ─► batch ─► io ─► [driver]    how it leaves; compact brings back what keeps dead neighbours
+//!   fetch ─► tier, or io ─► [driver] ─► complete           how it comes back
 //! ```
 //!
 //! Lock order is in `sync.rs`; the life of a page in `chunk.rs`.

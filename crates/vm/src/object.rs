@@ -24,7 +24,7 @@ use crate::chunk::{
 };
 use crate::error::VmError;
 use crate::extent::Extent;
-use crate::fetch::{Begun, Fetch, Unpacked};
+use crate::fetch::{Begun, Coming, Fetch, Unpacked};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock};
 use crate::tree::{Found, Tree};
@@ -89,21 +89,6 @@ struct Wanted {
 impl Wanted {
     fn new(extent: &Ref<Extent>, set: PageSet) -> Wanted {
         Wanted { extent: extent.clone(), strips: extent.strips(set) }
-    }
-}
-
-/// Strips on their way, or here.
-enum Coming {
-    Fetch(Arc<Fetch>),
-    Done(Result<Arc<Unpacked>, VmError>),
-}
-
-impl Coming {
-    async fn wait(self) -> Result<Arc<Unpacked>, VmError> {
-        match self {
-            Coming::Fetch(fetch) => fetch.wait().await,
-            Coming::Done(result) => result,
-        }
     }
 }
 
@@ -273,18 +258,8 @@ impl Object {
         wanted: &Wanted,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Coming, VmError> {
-        let mut slot = None;
-        loop {
-            match self.shared.begin_fetch(&wanted.extent, wanted.strips.clone(), slot.take()) {
-                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(Coming::Fetch(fetch)),
-                Begun::Done(result) => return Ok(Coming::Done(result)),
-                Begun::NoSlot => {
-                    // Who waits for a slot holds none, or readers could wait for each other.
-                    ahead.clear();
-                    slot = Some(self.shared.fetches.slot().await?);
-                }
-            }
-        }
+        // Who waits for a slot holds none, or readers could wait for each other.
+        self.shared.fetch(&wanted.extent, wanted.strips.clone(), || ahead.clear()).await
     }
 
     /// Writes `data` at `offset`. Waits for memory when there is too little, and for the store when a page that is

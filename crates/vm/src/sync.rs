@@ -1,7 +1,8 @@
 //! The locks of this crate, so that one feature puts all of them under a model checker.
 //!
-//! Lock order (design: name, inode, node, queue, account, allocator): an object's tree, then a chunk, then the
-//! page queues, then the leaves (budget waiters, fetch table, I/O queue, store allocator). No lock is held across
+//! Lock order (design: name, inode, node, queue, account, allocator): who steps pageout, its packer; an object's tree; a
+//! chunk; an extent's place; the queues of pages and of clusters; the leaves (budget waiters, fetch table, I/O queue,
+//! segments, store allocator). No lock is held across
 //! an await; the compiler sees to that, because futures here are `Send` and guards are not.
 
 #[cfg(not(feature = "shuttle"))]

@@ -13,7 +13,7 @@ use crate::chunk::Chunk;
 use crate::counters::Counters;
 use crate::error::VmError;
 use crate::extent::{Extent, ExtentSpace, Segment};
-use crate::fetch::{Begun, Fetch, FetchSlot, Fetches, SLOT_COST};
+use crate::fetch::{Begun, Coming, Fetch, FetchSlot, Fetches, SLOT_COST};
 use crate::io::{Io, IoQueue, ReadIo};
 use crate::object::Object;
 use crate::pageout::{Pageout, Step};
@@ -132,6 +132,26 @@ impl Shared {
             self.signals().reads_ready();
         }
         begun
+    }
+
+    /// The same, waiting for a slot if need be, after `before_waiting`.
+    pub(crate) async fn fetch(
+        &self,
+        extent: &Ref<Extent>,
+        strips: std::ops::Range<usize>,
+        mut before_waiting: impl FnMut(),
+    ) -> Result<Coming, VmError> {
+        let mut slot = None;
+        loop {
+            match self.begin_fetch(extent, strips.clone(), slot.take()) {
+                Begun::Joined(fetch) | Begun::New(fetch) => return Ok(Coming::Fetch(fetch)),
+                Begun::Done(result) => return Ok(Coming::Done(result)),
+                Begun::NoSlot => {
+                    before_waiting();
+                    slot = Some(self.fetches.slot().await?);
+                }
+            }
+        }
     }
 
     fn complete_read(&self, fetch: &Arc<Fetch>, result: std::io::Result<&[u8]>) {

@@ -94,3 +94,30 @@ fn what_is_deleted_before_pressure_is_never_written() {
     assert_eq!((mount.stat("store_writes"), mount.stat("page_outs")), (0, 0));
     mount.umount();
 }
+
+/// R37: what packs stays in memory, packed, where twice the memory would not have held it; what is said not to be packed is not.
+#[test]
+fn what_packs_stays_in_memory() {
+    let page = |number: usize| {
+        let mut page = crate::harness::noise(u64::try_from(number).unwrap() + 1, 1024);
+        page.resize(4096, b'x');
+        page
+    };
+    let data: Vec<u8> = (0..5120).flat_map(page).collect();
+    for (method, packs) in [("lz4", true), ("zstd", true), ("none", false)] {
+        let mount = Mount::new(&["--memory", "16M", "--size", "64M", "--compress", method]);
+        std::fs::write(mount.path("f"), &data).unwrap();
+        mount.drop_caches();
+        assert!(std::fs::read(mount.path("f")).unwrap() == data, "{method}: other bytes");
+        let stats = mount.stats();
+        let get = |name: &str| stats[name].as_u64().unwrap();
+        assert_eq!(get("compressed_bytes") > 1 << 20, packs, "{method}: {stats}");
+        assert_eq!(
+            get("store_writes") == 0,
+            packs,
+            "{method}: 20 MiB that shrink to 5 need no store: {stats}"
+        );
+        assert!(!packs || get("compressed_page_bytes") > 3 * get("compressed_bytes"), "{method}: {stats}");
+        mount.umount();
+    }
+}
