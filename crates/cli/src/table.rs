@@ -35,8 +35,11 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         "paging",
         &[
             ("packed", "pages compressed"),
+            ("repacked", "  again, smaller"),
             ("page_ins", "pages in"),
             ("page_outs", "pages out"),
+            ("served_bytes", "read and written"),
+            ("copied_bytes", "  moved for that"),
             ("errors", "errors"),
         ],
     ),

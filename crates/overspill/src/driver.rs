@@ -3,7 +3,7 @@
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
-//! | helper | compression beside it ([`Vm::help_pageout`]) | writers that wait for memory |
+//! | helper | compression beside it ([`Vm::help_pageout`]); again where it is cold ([`Vm::repack`]) | writers that wait for memory; an idle core |
 //! | store (2) | writes to the store | requests |
 //! | fetch (4) | reads from the store, neighbours together | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
@@ -30,12 +30,17 @@ use overspill_store::BLOCK;
 use overspill_sys::AlignedBuf;
 use overspill_vm::{ReadIo, Signals, Step, Vm, WriteIo};
 
+use crate::idle;
+
 /// Threads that only read: each has one request at the store, so this is the depth that random readers see.
 const FETCHERS: usize = 4;
 /// What one of them reads at once, at most.
 const FETCH_BYTES: usize = 256 << 10;
 /// How long a store that refused a write is left alone.
 const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
+/// How long an idle core is taken for packing again what is cold, and how long it is left alone, and watched, then.
+const REPACK: Duration = Duration::from_millis(100);
+const BETWEEN_REPACKS: Duration = Duration::from_millis(300);
 /// How long upkeep lets others work between its turns.
 const AFTER_UPKEEP: Duration = Duration::from_millis(5);
 /// How often upkeep runs when nobody asks.
@@ -228,9 +233,22 @@ impl Drop for Driver {
 }
 
 fn run_helper(vm: &Vm, wakeups: &Wakeups) {
+    let mut cores = idle::Cores::default();
+    let mut wait = AT_MOST;
     while !wakeups.stopped() {
-        if !vm.help_pageout() {
-            wakeups.helper.wait(AT_MOST);
+        if vm.help_pageout() {
+            continue;
+        }
+        wakeups.helper.wait(wait);
+        wait = AT_MOST;
+        if cores.have_one_idle() {
+            let end = Instant::now() + REPACK;
+            while !vm.has_waiters() && vm.repack() {
+                if Instant::now() > end {
+                    wait = BETWEEN_REPACKS;
+                    break;
+                }
+            }
         }
     }
 }

@@ -56,8 +56,14 @@ pub struct Stats {
     pub store_writes: u64,
     /// Requests to the store.
     pub store_reads: u64,
+    /// Bytes that reads were given and writes gave, the kernel's own to its cache included.
+    pub served_bytes: u64,
+    /// Bytes that the daemon moved for that within itself: copied, packed, unpacked, gathered for the store.
+    pub copied_bytes: u64,
     /// Pages that were compressed in memory.
     pub packed: u64,
+    /// Of these: compressed again, smaller, by an idle core.
+    pub repacked: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
     /// Pages written to the store.
@@ -191,7 +197,10 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         store_mode: fixed.store_mode.clone(),
         store_writes: v.store_writes,
         store_reads: v.store_reads,
+        served_bytes: v.served_bytes,
+        copied_bytes: v.copied_bytes,
         packed: v.packed,
+        repacked: v.repacked,
         page_ins: v.page_ins,
         page_outs: v.page_outs,
         compacted: v.compacted,

@@ -473,6 +473,29 @@ impl ChunkState {
         self.lost |= set;
     }
 
+    /// Shows the pages that lie in `old` from `new` on, which has the same, if `go_ahead` says so under the chunk's lock.
+    /// Returns whether it does.
+    pub(crate) fn replace_extent(
+        &mut self,
+        old: &Ref<Extent>,
+        new: &Ref<Extent>,
+        go_ahead: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some(cluster) = self.clusters.iter_mut().find(|c| Ref::ptr_eq(&c.extent, old)) else {
+            return false;
+        };
+        // Others that show it would go on showing the old one, and both would take memory.
+        if Ref::handles(old) != 2 || cluster.live & !new.pages() != 0 || !go_ahead() {
+            return false;
+        }
+        if cluster.live != new.pages() {
+            new.bury((new.pages() & !cluster.live).count_ones());
+        }
+        // `old` is the caller's too: it is not dropped here, under the lock.
+        cluster.extent = new.clone();
+        true
+    }
+
     /// The pages that `extent` held turn out to be unreadable for good.
     pub(crate) fn lose_extent(&mut self, extent: &Ref<Extent>) {
         let hit = self.clusters.iter().filter(|c| Ref::ptr_eq(&c.extent, extent));

@@ -8,6 +8,10 @@ use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
+    pub(crate) fn add_bytes(&self, bytes: usize) {
+        self.add(bytes as u64);
+    }
+
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
@@ -22,7 +26,12 @@ pub(crate) struct Counters {
     resident_pages: AtomicI64,
     dirty_pages: AtomicI64,
     stored_pages: AtomicI64,
+    /// Bytes that readers and writers were given and gave.
+    pub(crate) served: Counter,
+    /// Bytes that were moved for it, within this process: to and from frames, packed and unpacked, into batches (R30).
+    pub(crate) copied: Counter,
     pub(crate) packed: Counter,
+    pub(crate) repacked: Counter,
     pub(crate) compacted: Counter,
     pub(crate) page_ins: Counter,
     pub(crate) page_outs: Counter,
@@ -40,6 +49,12 @@ impl Counters {
                 gauge.fetch_add(by, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Bytes went to a reader or came from a writer, which copies them once.
+    pub(crate) fn serve(&self, bytes: usize) {
+        self.served.add_bytes(bytes);
+        self.copied.add_bytes(bytes);
     }
 
     pub(crate) fn resident_pages(&self) -> usize {

@@ -409,6 +409,15 @@ impl Extent {
         let Place::Memory(held) = &mut *self.place() else { return None };
         let bytes = self.encoded.bytes_of(strips);
         held.copy_to(bytes.start, &mut out[..bytes.len()]);
+        held.referenced = true;
+        Some(bytes.len())
+    }
+
+    /// The same for who looks after them, which is no use of them.
+    pub(crate) fn peek_held(&self, strips: Range<usize>, out: &mut [u8]) -> Option<usize> {
+        let Place::Memory(held) = &*self.place() else { return None };
+        let bytes = self.encoded.bytes_of(strips);
+        held.copy_to(bytes.start, &mut out[..bytes.len()]);
         Some(bytes.len())
     }
 

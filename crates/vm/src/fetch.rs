@@ -26,6 +26,8 @@ pub(crate) const SLOT_COST: usize = MAX_CLUSTER + MAX_PAYLOAD.next_multiple_of(c
 pub(crate) struct Unpacked {
     extent: Ref<Extent>,
     pages: Pages,
+    /// Bytes copied before they were unpacked.
+    copied: usize,
     slot: FetchSlot,
 }
 
@@ -40,13 +42,18 @@ impl Unpacked {
         let Some(len) = extent.copy_held(strips.clone(), packed) else { return Err(slot) };
         let unpacked = extent.unpack(strips, &packed[..len], out);
         Ok(match unpacked {
-            Ok(pages) => Ok(Arc::new(Unpacked { extent: extent.clone(), pages, slot })),
+            Ok(pages) => Ok(Arc::new(Unpacked { extent: extent.clone(), pages, copied: len, slot })),
             Err(_) => Err(VmError::Lost),
         })
     }
 
     pub(crate) fn is_of(&self, extent: &Ref<Extent>) -> bool {
         Ref::ptr_eq(&self.extent, extent)
+    }
+
+    /// Bytes that were moved to have it: its pages, and from compressed memory what they were packed to.
+    pub(crate) fn moved(&self) -> usize {
+        self.pages.len() * crate::PAGE + self.copied
     }
 
     /// How many pages.
@@ -101,7 +108,7 @@ impl Fetch {
         let mut slot = self.slot.lock().take().ok_or(VmError::ShutDown)?;
         let payload = blocks.get(self.from.skip..).unwrap_or(&[]);
         match self.extent.unpack(self.strips.clone(), payload, slot.buffers().0) {
-            Ok(pages) => Ok(Arc::new(Unpacked { extent: self.extent.clone(), pages, slot })),
+            Ok(pages) => Ok(Arc::new(Unpacked { extent: self.extent.clone(), pages, copied: 0, slot })),
             Err(_) => Err(VmError::Lost),
         }
     }

@@ -15,6 +15,7 @@
 //!                       │  └─► extent ─► tier │ segment    where it is when packed: compressed memory, store
 //!   budget ◄────────────┘      account                     what it may cost
 //!   queue ─► pageout ─► tier ─► batch ─► io ─► [driver]    how it leaves; compact brings back what keeps dead neighbours
+//!            repack ◄──┘ (idle cores)
 //!   fetch ─► tier, or io ─► [driver] ─► complete           how it comes back
 //! ```
 //!
@@ -38,6 +39,7 @@ mod io;
 mod object;
 mod pageout;
 mod queue;
+mod repack;
 mod sync;
 pub mod testing;
 mod ticket;

@@ -120,6 +120,7 @@ impl Object {
             self.read_piece(piece, out, rest.len(), &mut ahead).await?;
             done += piece.len;
         }
+        self.shared.counters.serve(done);
         Ok(())
     }
 
@@ -280,6 +281,7 @@ impl Object {
             done += progress.done;
             result.map_err(|error| (done, error))?;
         }
+        self.shared.counters.serve(done);
         self.shared.wrote();
         Ok(())
     }

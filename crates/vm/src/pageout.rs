@@ -1,8 +1,8 @@
 //! Pageout: choosing, cleaning and freeing pages when the budget runs short.
 //!
 //! ```text
-//!   page queues ──► pack ──► compressed memory (tier.rs)          pages that pack well; no I/O
-//!                     └────► batch ─────────┐                     pages that do not
+//!   page queues ──► pack ──► compressed memory (tier.rs)          pages that pack; others while it has room; no I/O
+//!                     └────► batch ─────────┐                     pages that do not pack, once it is full
 //!   tier, over its share ──► batch ─────────┴──► store ──► complete
 //! ```
 //! A step looks at a few chunks and packs their dirty pages; when compressed memory is over its share of the budget its
@@ -65,6 +65,8 @@ struct Search {
 /// Pageout's state.
 pub(crate) struct Pageout {
     space: Option<Arc<ExtentSpace>>,
+    /// What does not pack waits in compressed memory while that has room. Not where nothing packs, or nothing can leave.
+    keeps_raw: bool,
     pub(crate) tier: Arc<Tier>,
     /// Who steps has this lock, then perhaps the packer's.
     search: Mutex<Search>,
@@ -97,6 +99,8 @@ enum Outcome {
     Done,
     /// Nothing could be.
     Nothing,
+    /// Nothing is free, but pages that do not pack now wait where they can be written out.
+    Moved,
     /// All batches are under way.
     NoBatch,
     /// The store must prepare space.
@@ -126,6 +130,7 @@ impl Pageout {
             extents: RefReserve::new(0).expect("none is never too many"),
         };
         Ok(Pageout {
+            keeps_raw: space.is_some() && method != Method::None,
             space,
             tier: Tier::new(),
             search: Mutex::default(),
@@ -201,6 +206,10 @@ impl Pageout {
         self.pack(shared, &mut packer, wanted) == Outcome::Done
     }
 
+    pub(crate) fn next_tag(&self) -> u64 {
+        self.next_tag.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
@@ -211,7 +220,7 @@ impl Pageout {
         let mut outcomes = [packed, Outcome::Nothing];
         // Before its share is full only where a whole look at the pages found none to pack.
         let looked_at_all = search.in_vain > shared.queues.lock().len();
-        if self.is_eager() || looked_at_all || self.is_over_share(shared) {
+        if self.is_eager() || looked_at_all || packed == Outcome::Moved || self.is_over_share(shared) {
             outcomes[1] = self.write_out(shared);
         }
         if outcomes.contains(&Outcome::Done) {
@@ -248,6 +257,8 @@ impl Pageout {
     fn pack(&self, shared: &Arc<Shared>, packer: &mut Packer, wanted: usize) -> Outcome {
         // Fewer than wanted only mean that clusters go to the store at once.
         let _ = packer.extents.fill(EXTENTS);
+        let is_full = self.is_over_share(shared);
+        let mut moved = false;
         let mut batch: Option<Box<Batch>> = None;
         let mut freed = 0;
         let mut outcome = Outcome::Nothing;
@@ -273,16 +284,22 @@ impl Pageout {
             if pages == 0 {
                 continue;
             }
-            let tag = self.next_tag.fetch_add(1, Ordering::Relaxed);
+            let tag = self.next_tag();
             let list = shares.iter().map(Bytes::as_slice);
             let (encoded, payload) = packer.encoder.encode(tag, grain_of(pages), list);
+            // Once to be packed, once to where it goes.
+            shared.counters.copied.add_bytes(cost + payload.len());
             drop(shares);
-            // Worth keeping in memory where that saves a ninth and more.
-            if payload.len() + payload.len() / 8 <= cost
+            // Worth keeping in memory where that saves a ninth and more. What does not pack waits there for its turn too, but
+            // only while there is room: it takes as much as before, and what packs holds more pages in the same memory.
+            let packs = payload.len() + payload.len() / 8 <= cost;
+            let waits = !is_full && self.keeps_raw && payload.len() <= cost + cost / 64;
+            if (packs || waits)
                 && packer.extents.left() > 0
                 && let Ok(held) = self.tier.hold(payload, pages.count_ones() as usize, &chunk, shared)
             {
                 freed += cost.saturating_sub(held.cost());
+                moved |= !packs;
                 let charge = shared.budget.charge_forced(EXTENT_COST);
                 let extent = Extent::new(Place::Memory(held), encoded, tag, pages, charge);
                 let extent = packer.extents.make(extent).expect("looked at above");
@@ -303,7 +320,11 @@ impl Pageout {
             batch.push(Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
         }
         let sent = batch.map_or(outcome, |batch| self.send(shared, batch, 0));
-        if freed > 0 { Outcome::Done } else { sent }
+        match sent {
+            _ if freed > 0 => Outcome::Done,
+            Outcome::Nothing if moved => Outcome::Moved,
+            sent => sent,
+        }
     }
 
     /// Writes the oldest clusters of compressed memory to the store.
@@ -321,6 +342,7 @@ impl Pageout {
                 None => break,
                 Some(None) => {}
                 Some(Some(Leaving { extent, chunk, cost })) => {
+                    shared.counters.copied.add_bytes(extent.len());
                     batch.push_here(Item::Held(extent, chunk), cost);
                 }
             }
@@ -412,6 +434,6 @@ impl Pageout {
 
 /// How a cluster of these pages is packed. Whole chunks are parts of large files, read here and there as often as not; a
 /// part of a chunk is mostly the end of a small file, which is read as a whole and packs better so.
-fn grain_of(pages: PageSet) -> Grain {
+pub(crate) fn grain_of(pages: PageSet) -> Grain {
     if pages == PageSet::MAX { Grain::Fine } else { Grain::Whole }
 }

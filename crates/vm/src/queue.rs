@@ -123,6 +123,24 @@ impl<T: RefCounted> Queues<T> {
         Some(self.entry(slot).queued.as_ref().and_then(WeakRef::upgrade))
     }
 
+    /// What comes next after `at` in its queue, oldest first, the inactive queue's oldest to begin with; it stays where it
+    /// is. `None` at the end, and the next call begins anew; `None` within the call: it is just going away.
+    pub(crate) fn next_oldest(&mut self, at: &mut QueueSlot) -> Option<Option<Ref<T>>> {
+        // An entry that was given to something else meanwhile is as good a place to go on from.
+        let known = (*at as usize) < self.pool.len() * BLOCK as usize && self.entry(*at).queued.is_some();
+        *at = if known { self.entry(*at).next } else { self.inactive.head };
+        if *at == NONE {
+            return None;
+        }
+        let slot = *at;
+        Some(self.entry(slot).queued.as_ref().and_then(WeakRef::upgrade))
+    }
+
+    /// Gives a place on the queues to something else.
+    pub(crate) fn replace(&mut self, slot: QueueSlot, new: WeakRef<T>) {
+        self.entry(slot).queued = Some(new);
+    }
+
     fn grow(&mut self) {
         let base = u32::try_from(self.pool.len() * BLOCK as usize).expect("fewer entries than 2^32");
         let last = BLOCK - 1;

@@ -21,6 +21,8 @@ use crate::{Frame, VmError};
 pub(crate) struct Tier {
     /// A leaf lock.
     queues: Mutex<Queues<Extent>>,
+    /// How far who repacks has come in them.
+    cold: Mutex<QueueSlot>,
     /// Bytes of the budget.
     bytes: AtomicUsize,
     /// Pages that went in, dead ones too.
@@ -45,7 +47,9 @@ pub(crate) struct Held {
     tier: Arc<Tier>,
     slot: QueueSlot,
     /// Read since pageout last looked.
-    referenced: bool,
+    pub(crate) referenced: bool,
+    /// It was packed again, or that was tried.
+    repacked: bool,
     /// A batch has its bytes: it becomes stored, or stays.
     pub(crate) going_out: bool,
 }
@@ -88,6 +92,7 @@ impl Held {
             tier: tier.clone(),
             slot: NOT_QUEUED,
             referenced: false,
+            repacked: false,
             going_out: false,
         })?)
     }
@@ -102,8 +107,7 @@ impl Held {
     }
 
     /// Fills `out` from byte `at` of the payload.
-    pub(crate) fn copy_to(&mut self, at: usize, out: &mut [u8]) {
-        self.referenced = true;
+    pub(crate) fn copy_to(&self, at: usize, out: &mut [u8]) {
         let mut done = 0;
         while done < out.len() {
             let (piece, from) = ((at + done) / PAGE, (at + done) % PAGE);
@@ -122,11 +126,13 @@ impl Held {
         if self.slot != NOT_QUEUED {
             self.tier.queues.lock().remove(self.slot);
             self.slot = NOT_QUEUED;
-            self.tier.bytes.fetch_sub(self.cost(), Ordering::Relaxed);
-            self.tier.pages.fetch_sub(self.pages, Ordering::Relaxed);
+            self.tier.count_out(self);
         }
     }
 }
+
+/// How many clusters are looked at for one that was not repacked yet.
+const LOOK: usize = 256;
 
 /// A cluster on its way out.
 pub(crate) struct Leaving {
@@ -140,6 +146,7 @@ impl Tier {
     pub(crate) fn new() -> Arc<Tier> {
         Arc::new(Tier {
             queues: Mutex::new(Queues::new()),
+            cold: Mutex::new(NOT_QUEUED),
             bytes: AtomicUsize::new(0),
             pages: AtomicUsize::new(0),
         })
@@ -178,8 +185,7 @@ impl Tier {
     pub(crate) fn insert(&self, extent: &Ref<Extent>) {
         let mut place = extent.place();
         let Place::Memory(held) = &mut *place else { return };
-        self.bytes.fetch_add(held.cost(), Ordering::Relaxed);
-        self.pages.fetch_add(held.pages, Ordering::Relaxed);
+        self.count_in(held);
         held.slot = self.queues.lock().insert(Ref::downgrade(extent));
     }
 
@@ -199,12 +205,61 @@ impl Tier {
                 return None;
             }
             held.copy_to(0, &mut out[..len]);
-            held.referenced = false;
             held.going_out = true;
             let (cost, chunk) = (held.cost(), held.chunk.clone());
             drop(place);
             Some(Leaving { extent, chunk, cost })
         }))
+    }
+
+    /// A cluster that was not looked at by who repacks, from the oldest on; it is now. `None` when all were.
+    pub(crate) fn next_cold(&self) -> Option<(Ref<Extent>, WeakRef<Chunk>)> {
+        let mut cold = self.cold.lock();
+        for _ in 0..LOOK {
+            let next = self.queues.lock().next_oldest(&mut cold)?;
+            let Some(extent) = next else { continue };
+            let mut place = extent.place();
+            let Place::Memory(held) = &mut *place else { continue };
+            if held.going_out || held.referenced || held.slot == NOT_QUEUED || held.repacked {
+                continue;
+            }
+            held.repacked = true;
+            let chunk = held.chunk.clone();
+            drop(place);
+            return Some((extent, chunk));
+        }
+        None
+    }
+
+    /// Gives the turn of one extent in compressed memory to another, new one. False when it has none any more, or is on
+    /// its way out.
+    pub(crate) fn replace(&self, old: &Ref<Extent>, new: &Ref<Extent>) -> bool {
+        let slot = {
+            let mut place = old.place();
+            let Place::Memory(held) = &mut *place else { return false };
+            if held.going_out || held.slot == NOT_QUEUED {
+                return false;
+            }
+            self.count_out(held);
+            std::mem::replace(&mut held.slot, NOT_QUEUED)
+        };
+        let mut place = new.place();
+        let Place::Memory(held) = &mut *place else { unreachable!("made in memory just now") };
+        self.count_in(held);
+        held.repacked = true;
+        held.slot = slot;
+        self.queues.lock().replace(slot, Ref::downgrade(new));
+        true
+    }
+
+    fn count_in(&self, held: &Held) {
+        self.bytes.fetch_add(held.cost(), Ordering::Relaxed);
+        self.pages.fetch_add(held.pages, Ordering::Relaxed);
+    }
+
+    fn count_out(&self, held: &Held) {
+        self.bytes.fetch_sub(held.cost(), Ordering::Relaxed);
+        self.pages.fetch_sub(held.pages, Ordering::Relaxed);
     }
 
     /// An extent on its way out is in the store now.

@@ -18,8 +18,10 @@ use crate::io::{Io, IoQueue, ReadIo};
 use crate::object::Object;
 use crate::pageout::{Pageout, Step};
 use crate::queue::Queues;
+use crate::repack::{REPACKER_COST, Repacker};
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Mutex, Weak};
+use crate::tier::Tier;
 use crate::{CHUNK, PAGE};
 
 /// How a VM is laid out.
@@ -35,7 +37,12 @@ pub struct VmConfig {
     pub fetch_slots: usize,
     /// Whether and how clusters are packed.
     pub method: Method,
+    /// Whether what lies in compressed memory for long is packed again by zstd, where a driver calls [`Vm::repack`].
+    pub repack: bool,
 }
+
+/// Memory from which on repacking is worth its workspaces.
+const REPACK_FROM: usize = 64 << 20;
 
 impl VmConfig {
     /// A layout for `memory_bytes`: buffers take at most an eighth of it.
@@ -47,14 +54,21 @@ impl VmConfig {
             batches: 4,
             fetch_slots: (memory_bytes / 16 / SLOT_COST).clamp(2, 64),
             method: Method::Lz4,
+            repack: memory_bytes >= REPACK_FROM,
         }
+    }
+
+    /// By zstd there is nothing to gain, and what is not to be packed is not.
+    fn repacks(&self) -> bool {
+        self.repack && self.method == Method::Lz4
     }
 
     /// Bytes of `memory_bytes` that its buffers take, with a store or without; the rest is for pages and metadata.
     #[must_use]
     pub fn buffers(&self, with_store: bool) -> usize {
         let batches = if with_store { self.batches * self.batch_bytes } else { 0 };
-        batches + self.fetch_slots * SLOT_COST
+        let repacker = if self.repacks() { REPACKER_COST } else { 0 };
+        batches + self.fetch_slots * SLOT_COST + repacker
     }
 }
 
@@ -87,6 +101,8 @@ pub(crate) struct Shared {
     space: Option<Arc<ExtentSpace>>,
     pub(crate) fetches: Fetches,
     pageout: Pageout,
+    /// None where nothing is packed twice.
+    pub(crate) repacker: Option<Repacker>,
     signals: OnceLock<std::sync::Arc<dyn Signals>>,
     overhead: Mutex<Option<Charge>>,
 }
@@ -108,6 +124,15 @@ impl Shared {
         self.space.as_ref().and_then(|space| space.sparse_segment())
     }
 
+    pub(crate) fn tier(&self) -> &Arc<Tier> {
+        &self.pageout.tier
+    }
+
+    /// For a cluster that is about to be packed; never the same again.
+    pub(crate) fn next_tag(&self) -> u64 {
+        self.pageout.next_tag()
+    }
+
     pub(crate) fn signals(&self) -> &dyn Signals {
         self.signals.get().map_or(&Deaf, |signals| &**signals)
     }
@@ -127,9 +152,13 @@ impl Shared {
         slot: Option<FetchSlot>,
     ) -> Begun {
         let begun = self.fetches.begin(extent, strips, slot);
-        if let Begun::New(fetch) = &begun {
-            self.io.push_read(ReadIo(fetch.clone()));
-            self.signals().reads_ready();
+        match &begun {
+            Begun::New(fetch) => {
+                self.io.push_read(ReadIo(fetch.clone()));
+                self.signals().reads_ready();
+            }
+            Begun::Done(Ok(unpacked)) => self.counters.copied.add_bytes(unpacked.moved()),
+            _ => {}
         }
         begun
     }
@@ -164,7 +193,10 @@ impl Shared {
             }
         };
         match &unpacked {
-            Ok(unpacked) => self.counters.page_ins.add(unpacked.count()),
+            Ok(unpacked) => {
+                self.counters.page_ins.add(unpacked.count());
+                self.counters.copied.add_bytes(unpacked.moved());
+            }
             Err(_) => self.counters.errors.add(1),
         }
         if matches!(unpacked, Err(VmError::Lost)) {
@@ -222,6 +254,7 @@ impl Vm {
             io: IoQueue::default(),
             fetches: Fetches::new(config.fetch_slots),
             pageout: Pageout::new(space.clone(), config.method, config.batches, config.batch_bytes)?,
+            repacker: config.repacks().then(Repacker::default),
             space,
             signals: OnceLock::new(),
             overhead: Mutex::new(None),
@@ -382,7 +415,10 @@ impl Vm {
             stored_page_bytes: (c.stored_pages() * PAGE).saturating_sub(shared.pageout.tier.pages() * PAGE),
             stored_bytes: shared.space.as_ref().map_or(0, |space| space.bytes()),
             stored_live_bytes: shared.space.as_ref().map_or(0, |space| space.live_bytes()),
+            served_bytes: c.served.get(),
+            copied_bytes: c.copied.get(),
             packed: c.packed.get(),
+            repacked: c.repacked.get(),
             compacted: c.compacted.get(),
             page_ins: c.page_ins.get(),
             page_outs: c.page_outs.get(),
@@ -420,8 +456,15 @@ pub struct VmStats {
     pub stored_bytes: u64,
     /// What living pages take of them; the rest is dead, and compacted when it is more than a tenth.
     pub stored_live_bytes: u64,
+    /// Bytes that readers were given and writers gave.
+    pub served_bytes: u64,
+    /// Bytes that were moved for it within this process: to and from frames, packed, unpacked, gathered for the store. The
+    /// kernel's own copies are not in it.
+    pub copied_bytes: u64,
     /// Pages that went to compressed memory.
     pub packed: u64,
+    /// Pages in compressed memory that were packed again, smaller.
+    pub repacked: u64,
     /// Segments of the store whose living pages were brought back.
     pub compacted: u64,
     /// Pages read back from the store.

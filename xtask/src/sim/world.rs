@@ -34,6 +34,7 @@ pub(crate) struct Tally {
     operations: u64,
     page_outs: u64,
     page_ins: u64,
+    repacked: u64,
     faults: u64,
     refused: u64,
     checks: u64,
@@ -42,7 +43,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// Whether a good number of seeds came to nothing in some respect.
     pub(crate) fn is_idle(&self) -> bool {
-        [self.page_outs, self.page_ins, self.faults, self.refused, self.checks].contains(&0)
+        [self.page_outs, self.page_ins, self.repacked, self.faults, self.refused, self.checks].contains(&0)
     }
 }
 
@@ -51,6 +52,7 @@ impl AddAssign for Tally {
         self.operations += other.operations;
         self.page_outs += other.page_outs;
         self.page_ins += other.page_ins;
+        self.repacked += other.repacked;
         self.faults += other.faults;
         self.refused += other.refused;
         self.checks += other.checks;
@@ -61,8 +63,14 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} operations, {} refused, {} pages out, {} in, {} faults, {} full checks",
-            self.operations, self.refused, self.page_outs, self.page_ins, self.faults, self.checks
+            "{} operations, {} refused, {} pages out, {} in, {} repacked, {} faults, {} full checks",
+            self.operations,
+            self.refused,
+            self.page_outs,
+            self.page_ins,
+            self.repacked,
+            self.faults,
+            self.checks
         )
     }
 }
@@ -163,6 +171,7 @@ impl World {
         if rng.random_ratio(1, 3) {
             config.method = Method::None;
         }
+        config.repack = rng.random();
         config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
         if mode == Mode::NoObjects {
@@ -307,6 +316,9 @@ impl World {
                 self.spawn(async move {
                     vm.compact().await;
                 });
+            }
+            _ if self.rng.random_ratio(1, 10) => {
+                self.vm.repack();
             }
             _ if changing => {}
             4..8 => self.begin_write(who, at, len),
@@ -544,6 +556,7 @@ impl World {
         let mut tally = *self.tally.borrow();
         tally.page_outs = stats.page_outs;
         tally.page_ins = stats.page_ins;
+        tally.repacked = stats.repacked;
         tally.faults = counts.errors + counts.corruptions;
         tally
     }
