@@ -36,6 +36,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("packed", "pages compressed"),
             ("repacked", "  again, smaller"),
+            ("unpacked", "  not, to be fast"),
             ("page_ins", "pages in"),
             ("page_outs", "pages out"),
             ("served_bytes", "read and written"),

@@ -91,8 +91,8 @@ thread_local! {
     static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
 }
 
-#[derive(Default)]
 struct Wakeups {
+    started: Instant,
     pageout: Event,
     helper: Event,
     store: Event,
@@ -102,6 +102,19 @@ struct Wakeups {
 }
 
 impl Wakeups {
+    fn new() -> Wakeups {
+        let event = Event::default;
+        Wakeups {
+            started: Instant::now(),
+            pageout: event(),
+            helper: event(),
+            store: event(),
+            fetch: event(),
+            upkeep: event(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -121,6 +134,10 @@ impl Signals for Wakeups {
 
     fn writes_ready(&self) {
         self.store.set();
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -172,7 +189,7 @@ impl Driver {
     /// # Errors
     /// When the system gives no more threads.
     pub fn start(vm: &Vm, memory: Option<usize>) -> std::io::Result<Driver> {
-        let wakeups = Arc::new(Wakeups::default());
+        let wakeups = Arc::new(Wakeups::new());
         vm.set_signals(wakeups.clone());
         let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new() };
         driver.spawn_thread("pageout", vm, run_pageout)?;

@@ -62,7 +62,9 @@ pub struct Stats {
     pub copied_bytes: u64,
     /// Pages that were compressed in memory.
     pub packed: u64,
-    /// Of these: compressed again, smaller, by an idle core.
+    /// Pages that went to the store as they are, because it was faster than compressing them.
+    pub unpacked: u64,
+    /// Of those compressed: compressed again, smaller, by an idle core.
     pub repacked: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
@@ -200,6 +202,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         served_bytes: v.served_bytes,
         copied_bytes: v.copied_bytes,
         packed: v.packed,
+        unpacked: v.unpacked,
         repacked: v.repacked,
         page_ins: v.page_ins,
         page_outs: v.page_outs,

@@ -314,6 +314,24 @@ impl Encoder {
     where
         I: IntoIterator<Item = &'a [u8]>,
     {
+        self.encode_by(self.method, tag, grain, pages)
+    }
+
+    /// The same without packing them, whatever the method: as fast as memory is.
+    ///
+    /// # Panics
+    /// As [`Encoder::encode`].
+    pub fn encode_unpacked<'a, I>(&mut self, tag: u64, grain: Grain, pages: I) -> (Encoded, &[u8])
+    where
+        I: IntoIterator<Item = &'a [u8]>,
+    {
+        self.encode_by(Method::None, tag, grain, pages)
+    }
+
+    fn encode_by<'a, I>(&mut self, method: Method, tag: u64, grain: Grain, pages: I) -> (Encoded, &[u8])
+    where
+        I: IntoIterator<Item = &'a [u8]>,
+    {
         let mut list: [&[u8]; MAX_PAGES] = [&[]; MAX_PAGES];
         let mut count = 0;
         for page in pages {
@@ -325,20 +343,26 @@ impl Encoder {
             Encoded { ends: [0; MAX_STRIPS], pages: u8::try_from(count).unwrap_or(u8::MAX), grain };
         let mut at = 0;
         for (strip, pages) in list[..count].chunks(grain.pages()).enumerate() {
-            at = self.strip(tag, strip, pages, at);
+            at = self.strip(method, tag, strip, pages, at);
             encoded.ends[strip] = u16::try_from(at / UNIT).unwrap_or(u16::MAX);
         }
         (encoded, &self.out[..at])
     }
 
     /// Appends a strip at `at`; returns where it ends.
-    fn strip(&mut self, tag: u64, number: usize, pages: &[&[u8]], at: usize) -> usize {
-        let (layout, raw_len) = self.lay_out(pages);
+    fn strip(&mut self, method: Method, tag: u64, number: usize, pages: &[&[u8]], at: usize) -> usize {
         let body = at + HEADER;
-        let (packing, len) = self.pack(raw_len, body).unwrap_or_else(|| {
-            self.out[body..body + raw_len].copy_from_slice(&self.raw[..raw_len]);
-            (Packing::Raw, raw_len)
-        });
+        let (layout, packing, len) = if method == Method::None {
+            let (layout, len) = lay_out(pages, &mut self.out[body..]);
+            (layout, Packing::Raw, len)
+        } else {
+            let (layout, raw_len) = lay_out(pages, &mut self.raw);
+            let (packing, len) = self.pack(method, raw_len, body).unwrap_or_else(|| {
+                self.out[body..body + raw_len].copy_from_slice(&self.raw[..raw_len]);
+                (Packing::Raw, raw_len)
+            });
+            (layout, packing, len)
+        };
         let shape = Shape { len, pages: pages.len(), layout, packing }.to_bits();
         let crc = checksum(tag, number, shape, &self.out[body..body + len]);
         self.out[at..at + 4].copy_from_slice(&crc.to_le_bytes());
@@ -348,31 +372,10 @@ impl Encoder {
         end
     }
 
-    /// Fills `raw`; returns how, and how much of it.
-    fn lay_out(&mut self, pages: &[&[u8]]) -> (Layout, usize) {
-        let full = pages.len() * BLOCK;
-        let listed = pages.len() * 2 + pages.iter().map(|p| p.len()).sum::<usize>();
-        if listed >= full {
-            for (page, slot) in pages.iter().zip(self.raw.chunks_exact_mut(BLOCK)) {
-                slot[..page.len()].copy_from_slice(page);
-                slot[page.len()..].fill(0);
-            }
-            return (Layout::Full, full);
-        }
-        let mut at = pages.len() * 2;
-        for (i, page) in pages.iter().enumerate() {
-            let len = u16::try_from(page.len()).unwrap_or(u16::MAX);
-            self.raw[i * 2..i * 2 + 2].copy_from_slice(&len.to_le_bytes());
-            self.raw[at..at + page.len()].copy_from_slice(page);
-            at += page.len();
-        }
-        (Layout::Listed, listed)
-    }
-
-    /// Packs `raw[..raw_len]` to `out[body..]`; how, and the packed length, if that saves enough.
-    fn pack(&mut self, raw_len: usize, body: usize) -> Option<(Packing, usize)> {
+    /// Packs `raw[..raw_len]` by `method` to `out[body..]`; how, and the packed length, if that saves enough.
+    fn pack(&mut self, method: Method, raw_len: usize, body: usize) -> Option<(Packing, usize)> {
         let (raw, out) = (&self.raw[..raw_len], &mut self.out[body..]);
-        let (packing, len) = match self.method {
+        let (packing, len) = match method {
             Method::None => return None,
             Method::Lz4 => {
                 let table = if raw_len < SMALL_TABLE_LIMIT { &mut self.small } else { &mut self.large };
@@ -382,6 +385,27 @@ impl Encoder {
         };
         (len + raw_len / 16 <= raw_len && len < raw_len).then_some((packing, len))
     }
+}
+
+/// Lays pages out at the start of `out`; returns how, and how much of it.
+fn lay_out(pages: &[&[u8]], out: &mut [u8]) -> (Layout, usize) {
+    let full = pages.len() * BLOCK;
+    let listed = pages.len() * 2 + pages.iter().map(|p| p.len()).sum::<usize>();
+    if listed >= full {
+        for (page, slot) in pages.iter().zip(out.chunks_exact_mut(BLOCK)) {
+            slot[..page.len()].copy_from_slice(page);
+            slot[page.len()..].fill(0);
+        }
+        return (Layout::Full, full);
+    }
+    let mut at = pages.len() * 2;
+    for (i, page) in pages.iter().enumerate() {
+        let len = u16::try_from(page.len()).unwrap_or(u16::MAX);
+        out[i * 2..i * 2 + 2].copy_from_slice(&len.to_le_bytes());
+        out[at..at + page.len()].copy_from_slice(page);
+        at += page.len();
+    }
+    (Layout::Listed, listed)
 }
 
 fn checksum(tag: u64, strip: usize, shape: u32, body: &[u8]) -> u32 {

@@ -31,6 +31,7 @@ pub(crate) struct Counters {
     /// Bytes that were moved for it, within this process: to and from frames, packed and unpacked, into batches (R30).
     pub(crate) copied: Counter,
     pub(crate) packed: Counter,
+    pub(crate) unpacked: Counter,
     pub(crate) repacked: Counter,
     pub(crate) compacted: Counter,
     pub(crate) page_ins: Counter,

@@ -37,6 +37,7 @@ mod extent;
 mod fetch;
 mod io;
 mod object;
+mod pace;
 mod pageout;
 mod queue;
 mod repack;

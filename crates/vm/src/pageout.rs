@@ -22,6 +22,7 @@ use crate::chunk::{ChunkHandle as _, PageSet};
 use crate::error::VmError;
 use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Place};
 use crate::io::WriteIo;
+use crate::pace::Pace;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::tier::{Leaving, Tier};
@@ -81,6 +82,7 @@ pub(crate) struct Pageout {
     /// Bytes of compressed memory among them.
     leaving: AtomicUsize,
     in_flight: AtomicUsize,
+    pace: Pace,
     failures_in_row: AtomicU64,
     /// Evict everything always, for tests and `debug=evict`.
     pub(crate) eager: AtomicBool,
@@ -99,6 +101,8 @@ enum Outcome {
     Done,
     /// Nothing could be.
     Nothing,
+    /// Pages are on their way as they are, past compressed memory.
+    Bypassed,
     /// Nothing is free, but pages that do not pack now wait where they can be written out.
     Moved,
     /// All batches are under way.
@@ -141,6 +145,7 @@ impl Pageout {
             coming: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
+            pace: Pace::default(),
             failures_in_row: AtomicU64::new(0),
             eager: AtomicBool::new(false),
         })
@@ -203,7 +208,7 @@ impl Pageout {
             return false;
         }
         let Some(mut packer) = self.helper.try_lock() else { return false };
-        self.pack(shared, &mut packer, wanted) == Outcome::Done
+        matches!(self.pack(shared, &mut packer, wanted), Outcome::Done | Outcome::Bypassed)
     }
 
     pub(crate) fn next_tag(&self) -> u64 {
@@ -220,10 +225,11 @@ impl Pageout {
         let mut outcomes = [packed, Outcome::Nothing];
         // Before its share is full only where a whole look at the pages found none to pack.
         let looked_at_all = search.in_vain > shared.queues.lock().len();
-        if self.is_eager() || looked_at_all || packed == Outcome::Moved || self.is_over_share(shared) {
+        let full = packed != Outcome::Bypassed && self.is_over_share(shared);
+        if self.is_eager() || looked_at_all || packed == Outcome::Moved || full {
             outcomes[1] = self.write_out(shared);
         }
-        if outcomes.contains(&Outcome::Done) {
+        if outcomes.contains(&Outcome::Done) || packed == Outcome::Bypassed {
             search.in_vain = 0;
             shared.budget.grant();
             return Step::Worked;
@@ -246,19 +252,25 @@ impl Pageout {
     /// Whether compressed memory holds more than its share: what is left to it by metadata, the room that writers are
     /// kept, and a sixteenth for pages as they are.
     fn is_over_share(&self, shared: &Shared) -> bool {
-        if self.space.is_none() {
-            return false;
-        }
-        let share = shared.budget.pageable() / 16 * 15;
-        self.tier.bytes().saturating_sub(self.leaving.load(Ordering::Relaxed)) > share
+        self.beyond(shared.budget.pageable() / 16 * 15)
+    }
+
+    /// Whether it has that much, or nearly so.
+    fn has_share(&self, shared: &Shared) -> bool {
+        self.beyond(shared.budget.pageable() / 32 * 29)
+    }
+
+    fn beyond(&self, share: usize) -> bool {
+        let staying = || self.tier.bytes().saturating_sub(self.leaving.load(Ordering::Relaxed));
+        self.space.is_some() && staying() > share
     }
 
     /// Takes chunks in queue order and packs their pages, until enough is free.
     fn pack(&self, shared: &Arc<Shared>, packer: &mut Packer, wanted: usize) -> Outcome {
         // Fewer than wanted only mean that clusters go to the store at once.
         let _ = packer.extents.fill(EXTENTS);
-        let is_full = self.is_over_share(shared);
-        let mut moved = false;
+        let is_full = self.has_share(shared);
+        let (mut moved, mut as_they_are) = (false, false);
         let mut batch: Option<Box<Batch>> = None;
         let mut freed = 0;
         let mut outcome = Outcome::Nothing;
@@ -286,7 +298,18 @@ impl Pageout {
             }
             let tag = self.next_tag();
             let list = shares.iter().map(Bytes::as_slice);
-            let (encoded, payload) = packer.encoder.encode(tag, grain_of(pages), list);
+            // Compressed memory is full and writers wait: what is fastest.
+            let as_it_is = is_full && shared.budget.has_waiters() && self.pace.skips_packing();
+            let began = shared.signals().nanoseconds();
+            let encoder = &mut packer.encoder;
+            let (encoded, payload) = if as_it_is {
+                encoder.encode_unpacked(tag, grain_of(pages), list)
+            } else {
+                encoder.encode(tag, grain_of(pages), list)
+            };
+            if !as_it_is {
+                self.pace.packed(cost, shared.signals().nanoseconds().saturating_sub(began));
+            }
             // Once to be packed, once to where it goes.
             shared.counters.copied.add_bytes(cost + payload.len());
             drop(shares);
@@ -318,9 +341,14 @@ impl Pageout {
                 break;
             };
             batch.push(Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
+            if as_it_is {
+                as_they_are = true;
+                shared.counters.unpacked.add(u64::from(pages.count_ones()));
+            }
         }
         let sent = batch.map_or(outcome, |batch| self.send(shared, batch, 0));
         match sent {
+            Outcome::Done if as_they_are => Outcome::Bypassed,
             _ if freed > 0 => Outcome::Done,
             Outcome::Nothing if moved => Outcome::Moved,
             sent => sent,
@@ -390,6 +418,7 @@ impl Pageout {
         self.coming.fetch_add(batch.frees, Ordering::AcqRel);
         self.leaving.fetch_add(batch.leaving, Ordering::AcqRel);
         self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.pace.write_begins(shared.signals().nanoseconds());
         shared.io.push_write(WriteIo(batch));
         shared.signals().writes_ready();
         Outcome::Done
@@ -405,6 +434,7 @@ impl Pageout {
     pub(crate) fn complete(&self, shared: &Arc<Shared>, io: WriteIo, result: std::io::Result<()>) {
         let mut batch = io.0;
         let (frees, leaving) = (batch.frees, batch.leaving);
+        self.pace.write_ends(shared.signals().nanoseconds(), batch.bytes().len());
         match result {
             Ok(()) => {
                 self.failures_in_row.store(0, Ordering::Relaxed);

@@ -80,6 +80,10 @@ pub trait Signals: Send + Sync {
     fn reads_ready(&self);
     /// The same of [`Vm::next_write`].
     fn writes_ready(&self);
+    /// A clock that only grows, to measure the compressor and the store by. By default there is none.
+    fn nanoseconds(&self) -> u64 {
+        0
+    }
 }
 
 /// Nobody listens: whoever tests the VM looks for itself.
@@ -418,6 +422,7 @@ impl Vm {
             served_bytes: c.served.get(),
             copied_bytes: c.copied.get(),
             packed: c.packed.get(),
+            unpacked: c.unpacked.get(),
             repacked: c.repacked.get(),
             compacted: c.compacted.get(),
             page_ins: c.page_ins.get(),
@@ -463,6 +468,8 @@ pub struct VmStats {
     pub copied_bytes: u64,
     /// Pages that went to compressed memory.
     pub packed: u64,
+    /// Pages that went to the store as they are, because it outran the compressor.
+    pub unpacked: u64,
     /// Pages in compressed memory that were packed again, smaller.
     pub repacked: u64,
     /// Segments of the store whose living pages were brought back.

@@ -7,14 +7,14 @@ use std::ops::AddAssign;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use overspill_slab::{CpuMode, choose_cpu_mode, inject};
 use overspill_store::codec::Method;
 use overspill_store::{FaultCounts, Faults, FaultyStore, MemStore};
 use overspill_vm::testing::{check, perform};
-use overspill_vm::{Account, CHUNK, Io, Object, PAGE, Space, Step, Vm, VmConfig, VmError};
+use overspill_vm::{Account, CHUNK, Io, Object, PAGE, Signals, Space, Step, Vm, VmConfig, VmError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -35,6 +35,7 @@ pub(crate) struct Tally {
     page_outs: u64,
     page_ins: u64,
     repacked: u64,
+    unpacked: u64,
     faults: u64,
     refused: u64,
     checks: u64,
@@ -43,7 +44,8 @@ pub(crate) struct Tally {
 impl Tally {
     /// Whether a good number of seeds came to nothing in some respect.
     pub(crate) fn is_idle(&self) -> bool {
-        [self.page_outs, self.page_ins, self.repacked, self.faults, self.refused, self.checks].contains(&0)
+        [self.page_outs, self.page_ins, self.repacked, self.unpacked, self.faults, self.refused, self.checks]
+            .contains(&0)
     }
 }
 
@@ -53,6 +55,7 @@ impl AddAssign for Tally {
         self.page_outs += other.page_outs;
         self.page_ins += other.page_ins;
         self.repacked += other.repacked;
+        self.unpacked += other.unpacked;
         self.faults += other.faults;
         self.refused += other.refused;
         self.checks += other.checks;
@@ -63,12 +66,13 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} operations, {} refused, {} pages out, {} in, {} repacked, {} faults, {} full checks",
+            "{} operations, {} refused, {} pages out, {} in, {} repacked, {} unpacked, {} faults, {} full checks",
             self.operations,
             self.refused,
             self.page_outs,
             self.page_ins,
             self.repacked,
+            self.unpacked,
             self.faults,
             self.checks
         )
@@ -129,6 +133,20 @@ pub(crate) struct World {
     mode: Mode,
 }
 
+/// A clock that shows anything: whether the store outruns the compressor is anybody's guess.
+struct BrokenClock(AtomicU64);
+
+impl Signals for BrokenClock {
+    fn pageout_wanted(&self) {}
+    fn reads_ready(&self) {}
+    fn writes_ready(&self) {}
+
+    fn nanoseconds(&self) -> u64 {
+        let next = |x: u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(0) >> 44
+    }
+}
+
 /// What the seed's store does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -174,6 +192,7 @@ impl World {
         config.repack = rng.random();
         config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
+        vm.set_signals(Arc::new(BrokenClock(AtomicU64::new(seed))));
         if mode == Mode::NoObjects {
             inject::fail_one_in(rng.random_range(2..200), seed);
         }
@@ -557,6 +576,7 @@ impl World {
         tally.page_outs = stats.page_outs;
         tally.page_ins = stats.page_ins;
         tally.repacked = stats.repacked;
+        tally.unpacked = stats.unpacked;
         tally.faults = counts.errors + counts.corruptions;
         tally
     }
