@@ -64,6 +64,8 @@ struct View {
     path: Vec<PathBuf>,
     cgroup: Option<Cgroup>,
     memlock: Option<u64>,
+    /// What came of trying io_uring.
+    ring: Result<(), String>,
 }
 
 /// Runs the command.
@@ -74,6 +76,7 @@ pub(crate) fn run() -> Result<(), Error> {
         path: fusermount::search_path(),
         cgroup: machine::cgroup(),
         memlock: getrlimit(Resource::Memlock).current,
+        ring: overspill::driver::try_ring().map_err(|error| error.to_string()),
     };
     let findings = view.findings();
     let mut out = std::io::stdout();
@@ -224,19 +227,18 @@ impl View {
 
     fn io_uring(&self) -> Finding {
         let value = self.read("/proc/sys/kernel/io_uring_disabled");
-        let (mark, state) = match (value.as_deref(), self.caller.is_root()) {
-            (Some("0"), _) => (Mark::Ok, "allowed"),
-            (Some("1"), true) => (Mark::Ok, "allowed to root"),
-            (Some("1"), false) => (Mark::Less, "allowed to root only"),
-            (Some(_), _) => (Mark::Less, "forbidden"),
-            (None, _) => (Mark::Less, "unknown (no sysctl)"),
+        let (mark, state) = match (&self.ring, value.as_deref(), self.caller.is_root()) {
+            (Ok(()), ..) => (Mark::Ok, "works".to_owned()),
+            (Err(_), Some("1"), false) => (Mark::Less, "is allowed to root only".to_owned()),
+            (Err(_), Some("1" | "2"), _) => (Mark::Less, "is forbidden".to_owned()),
+            (Err(why), ..) => (Mark::Less, format!("is refused ({why})")),
         };
         Finding {
             mark,
             name: "io_uring",
-            state: state.to_owned(),
-            effect: "store I/O in batches; else by threads",
-            cure: "sysctl kernel.io_uring_disabled=0",
+            state,
+            effect: "more of the store's I/O at once, and fewer threads",
+            cure: "sysctl kernel.io_uring_disabled=0; in a container: a seccomp profile that allows it",
         }
     }
 
@@ -370,6 +372,7 @@ mod tests {
             path: vec![dir.path().join("bin")],
             cgroup: None,
             memlock: Some(8 << 20),
+            ring: Err("no".to_owned()),
         };
         Fake { dir, view }
     }
@@ -421,7 +424,7 @@ mod tests {
 
     #[test]
     fn switches_are_read() {
-        let fake = bare(USER);
+        let mut fake = bare(USER);
         assert_eq!(fake.mark("FUSE over io_uring"), Mark::Less);
         fake.put("sys/module/fuse/parameters/enable_uring", "Y\n");
         assert_eq!(fake.mark("FUSE over io_uring"), Mark::Ok);
@@ -429,10 +432,15 @@ mod tests {
         assert_eq!(fake.mark("user_allow_other"), Mark::Less);
         fake.put("etc/fuse.conf", "# x\nuser_allow_other\n");
         assert_eq!(fake.mark("user_allow_other"), Mark::Ok);
-        for (value, mark) in [("0", Mark::Ok), ("1", Mark::Less), ("2", Mark::Less)] {
+        for (value, state) in
+            [("0", "is refused (no)"), ("1", "is allowed to root only"), ("2", "is forbidden")]
+        {
             fake.put("proc/sys/kernel/io_uring_disabled", value);
-            assert_eq!(fake.mark("io_uring"), mark, "{value}");
+            let finding = fake.view.io_uring();
+            assert_eq!((finding.mark, &*finding.state), (Mark::Less, state), "{value}");
         }
+        fake.view.ring = Ok(());
+        assert_eq!(fake.mark("io_uring"), Mark::Ok);
         fake.put("proc/sys/fs/fuse/max_pages_limit", "256\n");
         assert_eq!(fake.mark("max_pages_limit"), Mark::Ok);
         assert_eq!(fake.mark("RLIMIT_MEMLOCK"), Mark::Less);

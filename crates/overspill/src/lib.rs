@@ -9,7 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod driver;
-mod idle;
 pub mod mount;
 pub mod place;
 pub mod stats;

@@ -10,7 +10,7 @@ use overspill_store::{FaultyStore, FileStore, FsKind, IoMode, Store, StoreError,
 use overspill_tmpfs::{FsError, Timestamp, TmpFs, TmpFsConfig};
 use overspill_vm::{PAGE, Vm, VmConfig, VmError};
 
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverOptions, StoreIo};
 use crate::place::Place;
 use crate::stats::{self, Fixed};
 
@@ -75,11 +75,13 @@ pub struct Debugging {
     pub fail_writes: bool,
     /// `damage-reads`: all reads of the store bring damaged data.
     pub damage_reads: bool,
+    /// `no-uring`: the store's I/O as where io_uring is refused.
+    pub no_uring: bool,
 }
 
 impl Debugging {
     /// The words of `-o debug=`.
-    pub const WORDS: &str = "evict, fail-reads, fail-writes, damage-reads";
+    pub const WORDS: &str = "evict, fail-reads, fail-writes, damage-reads, no-uring";
 
     /// Turns on what a word of [`Debugging::WORDS`] says. False for any other.
     pub fn turn_on(&mut self, word: &str) -> bool {
@@ -88,6 +90,7 @@ impl Debugging {
             "fail-reads" => &mut self.fail_reads,
             "fail-writes" => &mut self.fail_writes,
             "damage-reads" => &mut self.damage_reads,
+            "no-uring" => &mut self.no_uring,
             _ => return false,
         };
         *switch = true;
@@ -197,7 +200,9 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         VmError::NoMemory => MountError::Memory(options.memory),
         error => MountError::Start(std::io::Error::other(error)),
     })?;
-    let driver = Driver::start(&vm, Some(memory)).map_err(MountError::Start)?;
+    let driver_options = DriverOptions { memory: Some(memory), uring: !options.debug.no_uring };
+    let driver = Driver::start(&vm, driver_options).map_err(MountError::Start)?;
+    let store_mode = with_store_io(store_mode, &driver, &mut notes);
     vm.set_eager(options.debug.evict);
     let fs = Arc::new(TmpFs::new(TmpFsConfig {
         vm: vm.clone(),
@@ -326,6 +331,18 @@ fn open_store(
     switches.write_error.store(always(faults.fail_writes), relaxed);
     switches.read_flip.store(always(faults.damage_reads), relaxed);
     Ok((Some(Arc::new(faulty)), format!("{mode}, with faults")))
+}
+
+/// How the store does its I/O, in words; where the kernel gave no ring, a note says so.
+fn with_store_io(mode: String, driver: &Driver, notes: &mut Vec<String>) -> String {
+    match driver.store_io() {
+        StoreIo::Ring => format!("{mode}, io_uring"),
+        StoreIo::Threads(None) => mode,
+        StoreIo::Threads(Some(error)) => {
+            notes.push(format!("no io_uring ({error}): the store is read and written by threads"));
+            format!("{mode}, threads: no io_uring")
+        }
+    }
 }
 
 /// Refuses a store that would page to itself, to another pager, or to memory.

@@ -18,6 +18,7 @@ mod file;
 mod mem;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 pub use faulty::{FaultCounts, Faults, FaultyStore};
 pub use file::{FileStore, FsKind, IoMode, Location, StoreError, check_location};
@@ -73,6 +74,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads `buf.len()` bytes (a whole number of blocks, page-aligned in memory) from block `start`. Blocks.
     fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()>;
+
+    /// The open file, and the place in it, of `len` bytes from block `start` on, for a driver that does direct I/O by itself
+    /// (io_uring); always the same file. `None`, the default: there is no such thing, or no more. [`Store::read`] and
+    /// [`Store::write`] always do, and know what to do where a request does not go through whole.
+    fn direct(&self, start: u32, len: usize) -> Option<(BorrowedFd<'_>, u64)> {
+        let _ = (start, len);
+        None
+    }
 
     /// Work kept off the pageout path: preallocates ahead of the allocator, and gives freed space back to the
     /// disk in large pieces. `pressure` says that pageout is or will soon be writing; without it nothing is

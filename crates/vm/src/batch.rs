@@ -57,7 +57,8 @@ struct Packed {
 
 /// Clusters going out together.
 pub(crate) struct Batch {
-    buf: AlignedBuf,
+    /// Shared with who writes it, while it is written; else ours alone.
+    buf: std::sync::Arc<AlignedBuf>,
     used: usize,
     run: Option<RunGuard>,
     clusters: Vec<Packed>,
@@ -83,7 +84,7 @@ impl Batch {
     pub(crate) fn new(bytes: usize) -> Result<Batch, VmError> {
         let bytes = bytes.clamp(MAX_PAYLOAD, SEGMENT_BLOCKS * BLOCK).next_multiple_of(BLOCK);
         let mut batch = Batch {
-            buf: AlignedBuf::new(bytes),
+            buf: std::sync::Arc::new(AlignedBuf::new(bytes)),
             used: 0,
             run: None,
             clusters: Vec::with_capacity(bytes / EXTENT_ALIGN / 8),
@@ -118,7 +119,8 @@ impl Batch {
     /// What the next cluster can be written to.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         let used = self.buf.len() - self.left();
-        &mut self.buf[used..]
+        let buf = std::sync::Arc::get_mut(&mut self.buf);
+        &mut buf.expect("who writes it out lets go before it says so")[used..]
     }
 
     fn left(&self) -> usize {
@@ -163,6 +165,10 @@ impl Batch {
 
     pub(crate) fn start(&self) -> u32 {
         self.run.as_ref().map_or(0, RunGuard::start)
+    }
+
+    pub(crate) fn buffer(&self) -> std::sync::Arc<AlignedBuf> {
+        self.buf.clone()
     }
 
     /// What is to be written: whole blocks.

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use overspill_store::BLOCK;
+use overspill_sys::AlignedBuf;
 
 use crate::batch::Batch;
 use crate::extent::MAX_READ_BLOCKS;
@@ -28,6 +29,12 @@ impl WriteIo {
     /// The first block.
     pub fn start(&self) -> u32 {
         self.0.start()
+    }
+
+    /// The buffer that [`WriteIo::bytes`] are the beginning of, and how many they are: for a driver that must keep it while
+    /// the kernel reads it. It lets go before it completes the write.
+    pub fn share(&self) -> (std::sync::Arc<AlignedBuf>, usize) {
+        (self.0.buffer(), self.bytes().len())
     }
 
     /// Page-aligned bytes, a whole number of blocks.

@@ -121,3 +121,24 @@ fn what_packs_stays_in_memory() {
         mount.umount();
     }
 }
+
+/// R32: by io_uring where there is any, by threads where there is none; `stats` says which.
+#[test]
+fn the_store_is_read_and_written_either_way() {
+    for (option, word) in [("defaults", ""), ("debug=no-uring", "direct")] {
+        let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", option]);
+        let mode = mount.stats()["store_mode"].as_str().unwrap().to_owned();
+        assert!(mode.contains("uring") || mode == word || mode == "buffered", "{option}: {mode}");
+        let data = noise(5, 24 << 20);
+        std::fs::write(mount.path("f"), &data).unwrap();
+        mount.drop_caches();
+        assert!(std::fs::read(mount.path("f")).unwrap() == data, "{mode}: other bytes");
+        let stats = mount.stats();
+        assert!(
+            stats["store_writes"].as_u64() > Some(0) && stats["store_reads"].as_u64() > Some(0),
+            "{stats}"
+        );
+        assert_eq!(stats["errors"], 0, "{stats}");
+        mount.umount();
+    }
+}

@@ -19,6 +19,7 @@ mod io;
 mod open;
 mod upkeep;
 
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -165,6 +166,11 @@ impl Store for FileStore {
     fn read(&self, start: u32, buf: &mut [u8]) -> std::io::Result<()> {
         check_range(start, buf.len(), self.capacity)?;
         self.io.read(Self::offset(start), buf)
+    }
+
+    fn direct(&self, start: u32, len: usize) -> Option<(BorrowedFd<'_>, u64)> {
+        check_range(start, len, self.capacity).ok()?;
+        (self.mode() == IoMode::Direct).then(|| (self.io.file.as_fd(), Self::offset(start)))
     }
 
     fn maintain(&self, pressure: bool) -> bool {

@@ -1,0 +1,230 @@
+//! The threads that run a VM in production: the other driver is the simulation.
+//!
+//! | thread | does | waits for |
+//! |---|---|---|
+//! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
+//! | helper | compression beside it ([`Vm::help_pageout`]); again where it is cold ([`Vm::repack`]) | writers that wait for memory; an idle core |
+//! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
+//! | store again | what came back from there in part or not at all | requests |
+//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
+//! | tasks (2) | parked operations whose ticket completed | tickets |
+//!
+//! Where io_uring is refused, or the store's file system takes no direct I/O, two threads write (`store`) and four read
+//! (`fetch`). Readers and writers do not share threads: neither can keep the other from the store. A thread that panics takes the
+//! process with it: a mount that answers ENOTCONN is better than one that hangs for want of pageout.
+//!
+//! None of them is an operation's own: what waits is a task, and tasks hold no thread. But a thread that would wait for its
+//! operation's read does it itself ([`Spawn::begun`]): waking another one, and being woken, takes longer than a fast disk.
+
+mod idle;
+mod ring;
+mod signals;
+mod spawner;
+mod threads;
+mod upkeep;
+mod watch;
+
+use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_executor::Executor;
+use overspill_vm::{Step, Vm};
+
+use signals::{AT_MOST, RINGS, Wakeups};
+pub(crate) use spawner::Spawner;
+use upkeep::{Compactor, run_upkeep};
+
+/// Threads that only read, where there is no ring: each has one request at the store.
+const FETCHERS: usize = 4;
+/// Threads that only write, where there is no ring.
+const WRITERS: usize = 2;
+/// Threads for parked operations.
+const TASKS: usize = 2;
+/// How long an idle core is taken for packing again what is cold, and how long it is left alone, and watched, then.
+const REPACK: Duration = Duration::from_millis(100);
+const BETWEEN_REPACKS: Duration = Duration::from_millis(300);
+
+/// A running driver. Dropping it stops the threads after what they are doing.
+pub struct Driver {
+    wakeups: Arc<Wakeups>,
+    tasks: Arc<Executor<'static>>,
+    threads: Vec<JoinHandle<()>>,
+    store_io: StoreIo,
+}
+
+/// What a driver should do.
+#[derive(Debug, Clone, Copy)]
+pub struct DriverOptions {
+    /// Hold the whole process to so many bytes.
+    pub memory: Option<usize>,
+    /// Do the store's I/O by io_uring, where there is any.
+    pub uring: bool,
+}
+
+/// How the store's I/O is done.
+#[derive(Debug)]
+pub enum StoreIo {
+    /// By io_uring.
+    Ring,
+    /// Threads, by pread and pwrite; where the kernel refused a ring, why.
+    Threads(Option<std::io::Error>),
+}
+
+/// Whether a driver could have a ring here.
+///
+/// # Errors
+/// Why not.
+pub fn try_ring() -> std::io::Result<()> {
+    ring::new(std::fs::File::open("/dev/null")?.as_fd()).map(drop)
+}
+
+impl Driver {
+    /// Starts the threads that run `vm`.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn start(vm: &Vm, options: DriverOptions) -> std::io::Result<Driver> {
+        let wakeups = Arc::new(Wakeups::new());
+        vm.set_signals(wakeups.clone());
+        let store_io = StoreIo::Threads(None);
+        let mut driver = Driver { wakeups, tasks: Arc::new(Executor::new()), threads: Vec::new(), store_io };
+        driver.spawn_thread("pageout", vm, run_pageout)?;
+        driver.spawn_thread("helper", vm, run_helper)?;
+        let compactor = Compactor::new(&driver.tasks);
+        driver.spawn_thread("upkeep", vm, move |vm, wakeups| {
+            run_upkeep(vm, wakeups, options.memory, &compactor);
+        })?;
+        driver.start_store_io(vm, options.uring)?;
+        for _ in 0..TASKS {
+            let (tasks, wakeups) = (driver.tasks.clone(), driver.wakeups.clone());
+            let run = move || run_tasks(&tasks, &wakeups);
+            driver.threads.push(std::thread::Builder::new().name("tasks".into()).spawn(run)?);
+        }
+        Ok(driver)
+    }
+
+    /// How the store's I/O is done.
+    pub fn store_io(&self) -> &StoreIo {
+        &self.store_io
+    }
+
+    /// A ring where the kernel gives one; else threads.
+    fn start_store_io(&mut self, vm: &Vm, uring: bool) -> std::io::Result<()> {
+        if uring && vm.store().is_some_and(|store| store.direct(0, 0).is_some()) {
+            match self.start_ring(vm)? {
+                Ok(()) => {
+                    // One is enough; the others may be refused for want of memory.
+                    (1..RINGS).try_for_each(|_| self.start_ring(vm).map(drop))?;
+                    self.store_io = StoreIo::Ring;
+                    return self.spawn_thread("store again", vm, ring::run_again);
+                }
+                Err(error) => self.store_io = StoreIo::Threads(Some(error)),
+            }
+        }
+        for _ in 0..FETCHERS {
+            self.spawn_thread("fetch", vm, threads::run_fetch)?;
+        }
+        for _ in 0..WRITERS {
+            self.spawn_thread("store", vm, threads::run_store)?;
+        }
+        Ok(())
+    }
+
+    /// A thread with a ring, which it must make itself; the kernel may refuse it that.
+    fn start_ring(&mut self, vm: &Vm) -> std::io::Result<std::io::Result<()>> {
+        let (sender, made) = std::sync::mpsc::channel();
+        self.spawn_thread("store", vm, move |vm, wakeups| ring::run(vm, wakeups, &sender))?;
+        Ok(made.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())))
+    }
+
+    fn spawn_thread(
+        &mut self,
+        name: &str,
+        vm: &Vm,
+        run: impl FnOnce(&Vm, &Wakeups) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (vm, wakeups) = (vm.clone(), self.wakeups.clone());
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| run(&vm, &wakeups))).is_err() {
+                tracing::error!("a thread of the pager failed: giving up");
+                std::process::abort();
+            }
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    pub(crate) fn spawner(&self, vm: &Vm) -> Arc<Spawner> {
+        Arc::new(Spawner { tasks: self.tasks.clone(), vm: vm.clone(), wakeups: self.wakeups.clone() })
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.wakeups.stop.store(true, Ordering::Release);
+        for _ in 0..self.threads.len() {
+            self.wakeups.wake_all();
+            // A task that does nothing wakes a task thread, which then sees that it should stop.
+            self.tasks.spawn(async {}).detach();
+        }
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on stderr; there is nothing left to do for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run_helper(vm: &Vm, wakeups: &Wakeups) {
+    let mut cores = idle::Cores::default();
+    let mut wait = AT_MOST;
+    while !wakeups.stopped() {
+        if vm.help_pageout() {
+            continue;
+        }
+        wakeups.helper.wait(wait);
+        wait = AT_MOST;
+        if cores.have_one_idle() {
+            let end = Instant::now() + REPACK;
+            while !vm.has_waiters() && vm.repack() {
+                if Instant::now() > end {
+                    wait = BETWEEN_REPACKS;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
+    while !wakeups.stopped() {
+        if vm.has_waiters() {
+            wakeups.helper.set();
+        }
+        match vm.pageout() {
+            Step::Worked => wakeups.upkeep.set(),
+            Step::AwaitStore => {
+                if let Some(store) = vm.store() {
+                    store.maintain(true);
+                }
+            }
+            Step::Rest | Step::AwaitIo => wakeups.pageout.wait(AT_MOST),
+            Step::Stuck => {
+                // Full and nothing to do: look again when something may have been freed.
+                wakeups.upkeep.set();
+                wakeups.pageout.wait(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn run_tasks(tasks: &Executor<'static>, wakeups: &Wakeups) {
+    futures_lite::future::block_on(async {
+        while !wakeups.stopped() {
+            tasks.tick().await;
+        }
+    });
+}

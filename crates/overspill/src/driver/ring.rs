@@ -1,0 +1,174 @@
+//! The store's I/O by io_uring: each thread has a ring, and as many requests at the store as its ring has buffers. There is
+//! more than one because who reads unpacks.
+//!
+//! What ends otherwise than whole (the end of the file, an error, a file system that takes no direct I/O after all) is
+//! done again by a thread of its own, the plain way, which says what came of it.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
+
+use overspill_sys::{Ring, RingEvent, RingSize};
+use overspill_vm::{ReadIo, Vm, WriteIo};
+
+use super::signals::{AT_MOST, Event, Wakeups};
+use super::threads::{Reader, extent_of, perform_write, place_of};
+
+/// Reads at once of a ring, and what one of them brings: neighbours together.
+const READS: usize = 4;
+const READ_BYTES: usize = 128 << 10;
+/// Writes at once of a ring. More, and who waits for memory waits longer for the first of them.
+const WRITES: usize = 1;
+
+/// Requests that the ring could not do.
+#[derive(Default)]
+pub(super) struct Again {
+    requests: Mutex<VecDeque<Request>>,
+    added: Event,
+}
+
+enum Request {
+    Reads(Vec<ReadIo>),
+    Write(WriteIo),
+}
+
+impl Again {
+    fn push(&self, request: Request) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push_back(request);
+        self.added.set();
+    }
+
+    fn next(&self) -> Option<Request> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    pub(super) fn wake(&self) {
+        self.added.set();
+    }
+}
+
+/// Does what the ring could not.
+pub(super) fn run_again(vm: &Vm, wakeups: &Wakeups) {
+    let mut reader = Reader::new(READ_BYTES);
+    while !wakeups.stopped() {
+        match wakeups.again.next() {
+            Some(Request::Reads(mut reads)) => {
+                reader.reads.append(&mut reads);
+                reader.perform(vm);
+            }
+            Some(Request::Write(write)) => {
+                perform_write(vm, write);
+                wakeups.pageout.set();
+            }
+            None => wakeups.again.added.wait(AT_MOST),
+        }
+    }
+}
+
+/// A ring for this thread.
+pub(super) fn new(file: BorrowedFd<'_>) -> std::io::Result<Ring> {
+    Ring::new(file, RingSize { reads: READS, read_bytes: READ_BYTES, writes: WRITES })
+}
+
+/// Runs the store's I/O on a ring; says first whether there is one.
+pub(super) fn run(vm: &Vm, wakeups: &Wakeups, made: &Sender<std::io::Result<()>>) {
+    let store = vm.store().and_then(|store| store.direct(0, 0));
+    let Some(ring) = store.map(|(file, _)| new(file)) else { return };
+    let mut ring = match ring {
+        Ok(ring) => ring,
+        Err(error) => {
+            let _ = made.send(Err(error));
+            return;
+        }
+    };
+    let Some(bell) = wakeups.bells.add(ring.waker()) else { return };
+    let _ = made.send(Ok(()));
+    let mut under_way = UnderWay::default();
+    while !wakeups.stopped() {
+        under_way.begin(vm, &mut ring, wakeups);
+        if vm.has_reads() || vm.has_writes() {
+            wakeups.bells.ring();
+        }
+        // Who makes something ready after this rings; what was ready before is seen here.
+        bell.asleep.store(true, Ordering::SeqCst);
+        if under_way.can_begin(vm, &ring) {
+            bell.asleep.store(false, Ordering::SeqCst);
+            continue;
+        }
+        let waited = ring.wait(AT_MOST, |ring, event| under_way.end(vm, ring, event, wakeups));
+        bell.asleep.store(false, Ordering::SeqCst);
+        if let Err(error) = waited {
+            // Nothing is lost: what is under way still ends, and is seen with the next wait.
+            tracing::warn!(%error, "io_uring does not wait");
+            std::thread::sleep(AT_MOST / 10);
+        }
+    }
+}
+
+/// What is at the store, by slot of the ring.
+#[derive(Default)]
+struct UnderWay {
+    reads: [Vec<ReadIo>; READS],
+    writes: [Option<WriteIo>; WRITES],
+}
+
+impl UnderWay {
+    fn can_begin(&self, vm: &Vm, ring: &Ring) -> bool {
+        vm.has_reads() && ring.free_read().is_some() || vm.has_writes() && ring.free_write().is_some()
+    }
+
+    /// Hands requests over, reads first, as long as there are slots.
+    fn begin(&mut self, vm: &Vm, ring: &mut Ring, wakeups: &Wakeups) {
+        let Some(store) = vm.store() else { return };
+        while let Some(slot) = ring.free_read() {
+            let reads = &mut self.reads[slot];
+            vm.next_reads(READ_BYTES, reads);
+            let Some(first) = reads.first() else { break };
+            let len = extent_of(reads).len();
+            match store.direct(first.start(), len) {
+                Some((_, offset)) => ring.read(slot, offset, len),
+                None => wakeups.again.push(Request::Reads(std::mem::take(reads))),
+            }
+        }
+        while let Some(slot) = ring.free_write() {
+            let Some(write) = vm.next_write() else { break };
+            let (buf, len) = write.share();
+            match store.direct(write.start(), len) {
+                Some((_, offset)) => {
+                    ring.write(slot, offset, buf, len);
+                    self.writes[slot] = Some(write);
+                }
+                None => {
+                    drop(buf);
+                    wakeups.again.push(Request::Write(write));
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, vm: &Vm, ring: &mut Ring, event: RingEvent, wakeups: &Wakeups) {
+        match event {
+            RingEvent::Read(slot, result) => {
+                let reads = &mut self.reads[slot];
+                let all = extent_of(reads);
+                if result.ok() != Some(all.len()) {
+                    return wakeups.again.push(Request::Reads(std::mem::take(reads)));
+                }
+                for read in reads.drain(..) {
+                    let bytes = place_of(&read, all.start);
+                    vm.complete_read(read, Ok(&ring.read_buffer(slot)[bytes]));
+                }
+            }
+            RingEvent::Write(slot, result) => {
+                let Some(write) = self.writes[slot].take() else { return };
+                if result.ok() != Some(write.bytes().len()) {
+                    return wakeups.again.push(Request::Write(write));
+                }
+                vm.complete_write(write, Ok(()));
+                wakeups.pageout.set();
+            }
+        }
+    }
+}

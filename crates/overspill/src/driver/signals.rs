@@ -1,0 +1,161 @@
+//! Who is woken by what.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use overspill_sys::RingWaker;
+use overspill_vm::Signals;
+
+use super::ring::Again;
+
+/// Threads wait with a bound, so that a signal lost to a bug costs time and not the mount.
+pub(super) const AT_MOST: Duration = Duration::from_millis(500);
+
+/// A flag to wait for: set by anybody, cleared by who waits.
+#[derive(Default)]
+pub(super) struct Event {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Event {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set(&self) {
+        *self.lock() = true;
+        self.changed.notify_one();
+    }
+
+    pub(super) fn wait(&self, at_most: Duration) {
+        let guard = self.lock();
+        let (mut guard, _) = self
+            .changed
+            .wait_timeout_while(guard, at_most, |set| !*set)
+            .unwrap_or_else(PoisonError::into_inner);
+        *guard = false;
+    }
+}
+
+/// Threads with a ring, at most.
+pub(super) const RINGS: usize = 2;
+
+/// Wakes a thread that has a ring, if it sleeps: a system call, which who does not sleep is spared.
+pub(super) struct Bell {
+    waker: RingWaker,
+    pub(super) asleep: AtomicBool,
+}
+
+/// Of all threads that have one.
+#[derive(Default)]
+pub(super) struct Bells([OnceLock<Bell>; RINGS]);
+
+impl Bells {
+    /// A bell for one more, if there is place.
+    pub(super) fn add(&self, waker: RingWaker) -> Option<&Bell> {
+        let mut bell = Some(Bell { waker, asleep: AtomicBool::new(false) });
+        self.0.iter().find_map(|place| {
+            let mut taken = false;
+            let here = place.get_or_init(|| {
+                taken = true;
+                bell.take().expect("it is put in one place")
+            });
+            taken.then_some(here)
+        })
+    }
+
+    fn are_there(&self) -> bool {
+        self.0[0].get().is_some()
+    }
+
+    /// Wakes one that sleeps. Where none does, all are about to look anyway, and see whatever was made ready before.
+    pub(super) fn ring(&self) {
+        let sleeper =
+            self.0.iter().filter_map(OnceLock::get).find(|bell| bell.asleep.swap(false, Ordering::SeqCst));
+        if let Some(bell) = sleeper {
+            bell.waker.wake();
+        }
+    }
+
+    fn ring_all(&self) {
+        self.0.iter().filter_map(OnceLock::get).for_each(|bell| bell.waker.wake());
+    }
+}
+
+thread_local! {
+    /// Reads that the operation which this thread just begins has asked for, and nobody was woken for.
+    pub(super) static HELD_BACK: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+pub(super) struct Wakeups {
+    started: Instant,
+    pub(super) pageout: Event,
+    pub(super) helper: Event,
+    pub(super) store: Event,
+    pub(super) fetch: Event,
+    /// Where there are rings these are woken instead of who waits for `store` and `fetch`.
+    pub(super) bells: Bells,
+    /// What the ring could not do.
+    pub(super) again: Again,
+    pub(super) upkeep: Event,
+    pub(super) stop: AtomicBool,
+}
+
+impl Wakeups {
+    pub(super) fn new() -> Wakeups {
+        let event = Event::default;
+        Wakeups {
+            started: Instant::now(),
+            pageout: event(),
+            helper: event(),
+            store: event(),
+            fetch: event(),
+            bells: Bells::default(),
+            again: Again::default(),
+            upkeep: event(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Somebody should take reads.
+    pub(super) fn reads_wait(&self) {
+        if self.bells.are_there() { self.bells.ring() } else { self.fetch.set() }
+    }
+
+    /// Wakes everybody, to see that they should stop.
+    pub(super) fn wake_all(&self) {
+        for event in [&self.pageout, &self.helper, &self.store, &self.fetch, &self.upkeep] {
+            event.set();
+        }
+        self.again.wake();
+        self.bells.ring_all();
+    }
+
+    pub(super) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl Signals for Wakeups {
+    fn pageout_wanted(&self) {
+        self.pageout.set();
+    }
+
+    fn reads_ready(&self) {
+        match HELD_BACK.get() {
+            Some(reads) => HELD_BACK.set(Some(reads + 1)),
+            None => self.reads_wait(),
+        }
+    }
+
+    fn writes_ready(&self) {
+        if self.bells.are_there() { self.bells.ring() } else { self.store.set() }
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
