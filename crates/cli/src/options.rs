@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use overspill::mount::{Debugging, Method};
+use overspill::mount::{Debugging, Layout, Method};
 
 use crate::error::Error;
 use crate::size::{Amount, count};
@@ -33,6 +33,10 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "METHOD")]
     compress: Option<String>,
 
+    /// How the store lies on its disk: shared (one file) or per-object (a file for each of ours) [default: shared]
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<String>,
+
     /// How many files it can hold: a number, or with k, m, g; 0 is no limit [default: no limit but memory]
     #[arg(long, value_name = "N")]
     nr_inodes: Option<String>,
@@ -58,7 +62,7 @@ pub(crate) struct MountArgs {
     allow_other: bool,
 
     /// Options as for tmpfs, separated by commas: size= nr_inodes= mode= uid= gid= ro rw noexec exec nosuid suid nodev
-    /// dev noatime relatime atime defaults allow_other, and memory= store= compress=, and for tests debug=
+    /// dev noatime relatime atime defaults allow_other, and memory= store= layout= compress=, and for tests debug=
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 
@@ -86,6 +90,7 @@ pub(crate) struct Requested {
     pub(crate) size: Option<Amount>,
     pub(crate) memory: Option<Amount>,
     pub(crate) store: Option<PathBuf>,
+    pub(crate) layout: Layout,
     pub(crate) compress: Method,
     /// `Some(0)` is "no limit", said aloud.
     pub(crate) nr_inodes: Option<u64>,
@@ -112,6 +117,7 @@ impl MountArgs {
         for (name, value) in [
             ("size", &self.size),
             ("memory", &self.memory),
+            ("layout", &self.layout),
             ("compress", &self.compress),
             ("nr_inodes", &self.nr_inodes),
             ("mode", &self.mode),
@@ -171,6 +177,9 @@ impl Requested {
             "gid" => self.gid = Some(id("gid", value)?),
             "store" if value.is_empty() => return Err(bad("store", value, "a path, or none")),
             "store" => self.store = Some(value.into()),
+            "layout" => {
+                self.layout = Layout::named(value).ok_or_else(|| bad("layout", value, Layout::WORDS))?;
+            }
             "compress" => {
                 self.compress = Method::named(value).ok_or_else(|| bad("compress", value, Method::WORDS))?;
             }
@@ -241,6 +250,7 @@ mod tests {
 
     #[test]
     fn ours_are_understood() {
+        assert_eq!(ask("--layout per-object").unwrap().layout, Layout::PerObject);
         let r = ask("-o memory=16m,store=/x/y,compress=zstd,debug=evict,allow_other --force").unwrap();
         assert_eq!((r.compress, ask("--compress none").unwrap().compress), (Method::Zstd, Method::None));
         assert_eq!(r.memory, Some(Amount::Bytes(16 << 20)));
@@ -262,7 +272,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_option_is_taken_or_refused_with_its_name(
-            option in "[ -~]{0,20}|(size|memory|mode|uid|gid|nr_inodes|debug|store|compress)=\\PC{0,12}"
+            option in "[ -~]{0,20}|(size|memory|mode|uid|gid|nr_inodes|debug|store|layout|compress)=\\PC{0,12}"
         ) {
             let mut requested = Requested::default();
             if let Err(error) = requested.apply(&option) {
@@ -288,6 +298,7 @@ mod tests {
             ("-o nr_inodes=many", "nr_inodes does not take 'many'", 2),
             ("-o nr_inodes=99999999t", "nr_inodes does not take '99999999t'", 2),
             ("-o debug=all", "debug does not take 'all'", 2),
+            ("--layout raid", "layout does not take 'raid'", 2),
             ("--compress gzip", "compress does not take 'gzip'", 2),
             ("-o store=", "store does not take ''", 2),
             ("-o size=lots", "size 'lots' is not a size", 7),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use overspill::mount::{MountOptions, StoreChoice};
+use overspill::mount::{Layout, MountOptions, StoreChoice};
 use rustix::fs::Access;
 
 use crate::error::Error;
@@ -50,6 +50,12 @@ pub(crate) fn options(
             }
         }
     }
+    let store = store(asked.store.as_deref())?;
+    if asked.layout == Layout::PerObject && !matches!(store, StoreChoice::Directory(_)) {
+        let (name, value, wants) =
+            ("layout", "per-object".to_owned(), "that only with a directory as --store");
+        return Err(Error::BadValue { name, value, wants });
+    }
     Ok(MountOptions {
         mountpoint,
         memory,
@@ -64,7 +70,8 @@ pub(crate) fn options(
         nodev: asked.nodev.unwrap_or(!caller.is_root()),
         noatime: asked.noatime,
         allow_other: asked.allow_other || caller.is_root(),
-        store: store(asked.store.as_deref())?,
+        store,
+        layout: asked.layout,
         compress: asked.compress,
         force: asked.force,
         debug: asked.debug,

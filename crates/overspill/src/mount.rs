@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use overspill_fuse::{FuseError, FuseOptions, Tuning};
 pub use overspill_store::codec::Method;
-use overspill_store::{FaultyStore, FileStore, FsKind, IoMode, Store, StoreError, check_location};
+use overspill_store::{
+    FaultyStore, FileStore, FsKind, IoMode, PerObjectStore, Store, StoreError, check_location,
+};
 use overspill_tmpfs::{FsError, Timestamp, TmpFs, TmpFsConfig};
 use overspill_vm::{PAGE, Vm, VmConfig, VmError};
 
@@ -45,6 +47,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Where pages go that memory cannot hold.
     pub store: StoreChoice,
+    /// How the store is laid out on its disk.
+    pub layout: Layout,
     /// How pages are compressed, in memory and on the way to the store.
     pub compress: Method,
     /// Take a store that would otherwise be refused: an existing file, one on a tmpfs.
@@ -62,6 +66,31 @@ pub enum StoreChoice {
     File(PathBuf),
     /// Nowhere: what memory cannot hold is refused.
     None,
+}
+
+/// How a store in a directory is laid out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// One file for all.
+    #[default]
+    Shared,
+    /// A file for each object.
+    PerObject,
+}
+
+impl Layout {
+    /// The names of all.
+    pub const WORDS: &str = "shared, per-object";
+
+    /// The layout of this name.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Layout> {
+        match word {
+            "shared" => Some(Layout::Shared),
+            "per-object" => Some(Layout::PerObject),
+            _ => None,
+        }
+    }
 }
 
 /// What a mount does so that tests see more of it (`-o debug=WORD`).
@@ -307,23 +336,40 @@ fn open_store(
     // that takes of the disk is limited by the disk (limit_to_capacity), so the numbering is not what runs out first.
     let capacity = (16 * (options.size.saturating_add(beyond) / PAGE as u64)).saturating_add(1 << 14);
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
-    let file = match &options.store {
-        StoreChoice::File(path) => FileStore::at_path(path, capacity, options.force)?,
-        _ => FileStore::in_directory(path, capacity)?,
+    let (file, io_mode): (Arc<dyn Store>, IoMode) = match (&options.store, options.layout) {
+        (StoreChoice::File(path), _) => {
+            let file = FileStore::at_path(path, capacity, options.force)?;
+            let mode = file.mode();
+            (Arc::new(file), mode)
+        }
+        (_, Layout::Shared) => {
+            let file = FileStore::in_directory(path, capacity)?;
+            let mode = file.mode();
+            (Arc::new(file), mode)
+        }
+        (_, Layout::PerObject) => {
+            allow_many_files();
+            let files = PerObjectStore::in_directory(path, capacity)?;
+            let mode = files.mode();
+            (Arc::new(files), mode)
+        }
     };
-    let mode = match file.mode() {
+    let mut mode = match io_mode {
         IoMode::Direct => "direct",
         IoMode::Buffered => "buffered",
     }
     .to_owned();
-    if file.mode() != IoMode::Direct {
+    if options.layout == Layout::PerObject && file.separates() {
+        mode.push_str(", a file per object");
+    }
+    if io_mode != IoMode::Direct {
         notes.push(format!("the store's file system takes no O_DIRECT: {mode} I/O through the page cache"));
     }
     let faults = options.debug;
     if !faults.has_faults() {
-        return Ok((Some(Arc::new(file)), mode));
+        return Ok((Some(file), mode));
     }
-    let faulty = FaultyStore::new(Arc::new(file), 1);
+    let faulty = FaultyStore::new(file, 1);
     let switches = faulty.faults();
     let always = |on: bool| if on { 1_000_000 } else { 0 };
     let relaxed = std::sync::atomic::Ordering::Relaxed;
@@ -343,6 +389,14 @@ fn with_store_io(mode: String, driver: &Driver, notes: &mut Vec<String>) -> Stri
             format!("{mode}, threads: no io_uring")
         }
     }
+}
+
+/// Takes as many open files as the system gives without asking.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is refused the store shares files sooner.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Refuses a store that would page to itself, to another pager, or to memory.

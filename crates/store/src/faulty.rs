@@ -226,17 +226,25 @@ impl FaultyStore {
 
 impl Store for FaultyStore {
     fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+        self.allocate_for(0, min, max)
+    }
+
+    fn allocate_for(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let f = &self.faults;
         if Faults::next(&f.next_not_ready) || f.chance(&f.not_ready) {
             return Err(AllocError::NotReady);
         }
         let limit = f.full_after.load(Ordering::Relaxed);
         if limit == u64::MAX {
-            return self.inner.allocate(min, max);
+            return self.inner.allocate_for(owner, min, max);
         }
         let room =
             u32::try_from(limit.saturating_sub(self.inner.usage().allocated_blocks)).unwrap_or(u32::MAX);
-        if room < min { Err(AllocError::Full) } else { self.inner.allocate(min, max.min(room)) }
+        if room < min { Err(AllocError::Full) } else { self.inner.allocate_for(owner, min, max.min(room)) }
+    }
+
+    fn separates(&self) -> bool {
+        self.inner.separates()
     }
 
     fn free(&self, run: Run) {

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use faulty::{FaultCounts, Faults, FaultyStore};
-pub use file::{FileStore, FsKind, IoMode, Location, StoreError, check_location};
+pub use file::{FileStore, FsKind, IoMode, Location, PerObjectStore, StoreError, check_location};
 pub use mem::MemStore;
 
 /// The unit of store space, in bytes. Equal to a page, and to what O_DIRECT demands of every disk.
@@ -65,6 +65,17 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a run of at least `min` and at most `max` blocks (`1 <= min <= max`), the longest that is cheap to
     /// find. Never blocks on I/O and allocates no memory: pageout calls it when there is none (R35, R59).
     fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError>;
+
+    /// As [`Store::allocate`], for data of `owner` (an object): a store with one file for all does not care.
+    fn allocate_for(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+        let _ = owner;
+        self.allocate(min, max)
+    }
+
+    /// Whether different owners' runs lie apart, so that what is written in one piece had better be one owner's.
+    fn separates(&self) -> bool {
+        false
+    }
 
     /// Gives back a run or any block-aligned part of one. Never blocks on I/O, allocates no memory.
     fn free(&self, run: Run);

@@ -21,6 +21,7 @@ const READY: u32 = 1 << 18;
 pub struct MemStore {
     state: Mutex<State>,
     capacity: u32,
+    separates: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +48,14 @@ impl MemStore {
     pub fn unprepared(capacity_blocks: u32) -> MemStore {
         let blist = Blist::new(capacity_blocks);
         let state = State { blist, allocated: 0, starved: false, blocks: HashMap::new() };
-        MemStore { state: Mutex::new(state), capacity: capacity_blocks }
+        MemStore { state: Mutex::new(state), capacity: capacity_blocks, separates: false }
+    }
+
+    /// Says that it keeps owners apart (it does not: nobody could tell).
+    #[must_use]
+    pub fn separating(mut self) -> MemStore {
+        self.separates = true;
+        self
     }
 }
 
@@ -65,6 +73,10 @@ impl Store for MemStore {
         state.starved = true;
         let grows = state.blist.prepared() < self.capacity && min <= SEGMENT;
         Err(if grows { AllocError::NotReady } else { AllocError::Full })
+    }
+
+    fn separates(&self) -> bool {
+        self.separates
     }
 
     fn free(&self, run: Run) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{allocate, disk_dir, holds, pattern, settle};
-use overspill_store::{AllocError, BLOCK, FaultyStore, FileStore, MemStore, Run, Store};
+use overspill_store::{AllocError, BLOCK, FaultyStore, FileStore, MemStore, PerObjectStore, Run, Store};
 use overspill_sys::AlignedBuf;
 
 /// 12 MiB and a bit: not a whole number of groups, nor of segments.
@@ -150,6 +150,13 @@ fn file(dir: &std::path::Path) -> FileStore {
 fn file_direct() {
     let dir = disk_dir();
     conforms(|| Arc::new(file(dir.path())));
+}
+
+/// All by one owner, as who knows none of its owners uses it.
+#[test]
+fn a_file_for_each_object() {
+    let dir = disk_dir();
+    conforms(|| Arc::new(PerObjectStore::in_directory(dir.path(), CAPACITY).unwrap()));
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(crate) struct Batch {
     /// segment's list of chunks, some hundreds of bytes from the heap.
     extents: RefReserve<Extent>,
     segments: RefReserve<Segment>,
+    /// Whose data the first cluster is; all are, where the store keeps objects apart.
+    object: Option<u32>,
     /// Bytes of the budget that go free when it is written.
     pub(crate) frees: usize,
     /// Bytes of compressed memory among them.
@@ -90,6 +92,7 @@ impl Batch {
             clusters: Vec::with_capacity(bytes / EXTENT_ALIGN / 8),
             extents: RefReserve::new(0)?,
             segments: RefReserve::new(0)?,
+            object: None,
             frees: 0,
             leaving: 0,
         };
@@ -133,14 +136,20 @@ impl Batch {
         self.left() >= len && self.extents.left() > fresh
     }
 
-    /// Appends a cluster. It has room ([`Batch::room`]).
-    pub(crate) fn push(&mut self, item: Item, payload: &[u8], frees: usize) {
+    /// Whose data its first cluster is.
+    pub(crate) fn object(&self) -> Option<u32> {
+        self.object
+    }
+
+    /// Appends a cluster of an object. It has room ([`Batch::room`]).
+    pub(crate) fn push(&mut self, object: u32, item: Item, payload: &[u8], frees: usize) {
         self.room()[..payload.len()].copy_from_slice(payload);
-        self.push_here(item, frees);
+        self.push_here(object, item, frees);
     }
 
     /// The same where the payload has been written to [`Batch::room`].
-    pub(crate) fn push_here(&mut self, item: Item, frees: usize) {
+    pub(crate) fn push_here(&mut self, object: u32, item: Item, frees: usize) {
+        self.object.get_or_insert(object);
         let bytes = self.used..self.used + item.len();
         self.used = bytes.end.next_multiple_of(EXTENT_ALIGN);
         self.frees += frees;
@@ -183,7 +192,7 @@ impl Batch {
     }
 
     fn reset(&mut self) {
-        self.run = None;
+        (self.run, self.object) = (None, None);
         (self.used, self.frees, self.leaving) = (0, 0, 0);
     }
 

@@ -72,6 +72,8 @@ pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + 32;
 /// show it, because pageout holding it for a moment must not make a write copy it.
 pub(crate) struct Chunk {
     owners: AtomicU32,
+    /// The object it was made for: stores may keep each object's data apart.
+    object: u32,
     state: Mutex<ChunkState>,
     shared: Arc<Shared>,
     /// Whom its pages are charged to: the first owner pays, also when others go on showing it.
@@ -166,10 +168,16 @@ struct Gauges {
 
 impl Chunk {
     /// A chunk, which [`CHUNK_COST`] was charged for.
-    pub(crate) fn new(shared: &Arc<Shared>, account: &std::sync::Arc<Account>, charge: Charge) -> Chunk {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        object: u32,
+        account: &std::sync::Arc<Account>,
+        charge: Charge,
+    ) -> Chunk {
         charge.hand_over();
         Chunk {
             owners: AtomicU32::new(0),
+            object,
             state: Mutex::new(ChunkState::empty()),
             shared: shared.clone(),
             account: account.clone(),
@@ -179,6 +187,10 @@ impl Chunk {
     /// Whether some tree still shows the chunk. Once false it stays so.
     pub(crate) fn is_owned(&self) -> bool {
         self.owners.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn object(&self) -> u32 {
+        self.object
     }
 
     pub(crate) fn account(&self) -> &Account {
@@ -203,7 +215,7 @@ impl ChunkHandle for Ref<Chunk> {
     fn copy(&self, account: &std::sync::Arc<Account>, space: Option<Space>) -> Result<ChunkRef, VmError> {
         let charge = self.shared.budget.charge_forced(CHUNK_COST);
         // First, because it can fail: nothing is charged to the account then.
-        let copy = ChunkRef::new(Chunk::new(&self.shared, account, charge))?;
+        let copy = ChunkRef::new(Chunk::new(&self.shared, self.object, account, charge))?;
         let from = self.lock();
         let count = u64::from(from.existing().count_ones());
         match space {

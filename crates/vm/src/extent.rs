@@ -108,8 +108,14 @@ impl ExtentSpace {
         segments.all.push(Ref::downgrade(segment));
     }
 
-    pub(crate) fn allocate(self: &Arc<Self>, min: u32, max: u32) -> Result<RunGuard, AllocError> {
-        let run = self.store.allocate(min, max)?;
+    /// `object`: whose data it will be.
+    pub(crate) fn allocate(
+        self: &Arc<Self>,
+        object: u32,
+        min: u32,
+        max: u32,
+    ) -> Result<RunGuard, AllocError> {
+        let run = self.store.allocate_for(object, min, max)?;
         self.blocks.fetch_add(run.blocks as usize, Ordering::Relaxed);
         Ok(RunGuard { space: self.clone(), run })
     }

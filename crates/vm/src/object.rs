@@ -40,6 +40,7 @@ const READ_AHEAD: usize = 16;
 #[derive(Debug)]
 pub struct Object {
     shared: Arc<Shared>,
+    number: u32,
     account: std::sync::Arc<Account>,
     tree: RwLock<Tree>,
     /// Pages that are not absent.
@@ -101,6 +102,7 @@ impl Object {
     pub(crate) fn new(shared: &Arc<Shared>, account: &std::sync::Arc<Account>) -> Object {
         Object {
             shared: shared.clone(),
+            number: shared.next_object.fetch_add(1, Ordering::Relaxed),
             account: account.clone(),
             tree: RwLock::new(Tree::default()),
             pages: AtomicU64::new(0),
@@ -376,7 +378,7 @@ impl Object {
                     Some(Space::Normal) => self.shared.budget.charge(CHUNK_COST)?,
                     _ => self.shared.budget.charge_forced(CHUNK_COST),
                 };
-                ChunkRef::new(Chunk::new(&self.shared, &self.account, charge))
+                ChunkRef::new(Chunk::new(&self.shared, self.number, &self.account, charge))
             }
         })?;
         Ok(f(chunk, &mut chunk.lock()))
@@ -534,6 +536,7 @@ impl Object {
         let tree = self.tree.write();
         Object {
             shared: self.shared.clone(),
+            number: self.shared.next_object.fetch_add(1, Ordering::Relaxed),
             account: self.account.clone(),
             tree: RwLock::new(tree.clone()),
             pages: AtomicU64::new(self.pages.load(Ordering::Relaxed)),

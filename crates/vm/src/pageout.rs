@@ -336,11 +336,16 @@ impl Pageout {
                 batch = self.take_idle();
                 outcome = if batch.is_none() { Outcome::NoBatch } else { outcome };
             }
-            let Some(batch) = batch.as_mut().filter(|batch| batch.has_room_for_another(payload.len())) else {
+            let object = chunk.object();
+            let fits = |batch: &&mut Box<Batch>| {
+                batch.has_room_for_another(payload.len())
+                    && self.only(batch).is_none_or(|only| only == object)
+            };
+            let Some(batch) = batch.as_mut().filter(fits) else {
                 chunk.lock().abandon_writing(pages);
                 break;
             };
-            batch.push(Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
+            batch.push(object, Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
             if as_it_is {
                 as_they_are = true;
                 shared.counters.unpacked.add(u64::from(pages.count_ones()));
@@ -366,17 +371,23 @@ impl Pageout {
             if batch.room().len() < MAX_PAYLOAD {
                 break;
             }
-            match self.tier.next_out(batch.room(), eager) {
+            let only = self.only(&batch);
+            match self.tier.next_out(batch.room(), eager, only) {
                 None => break,
                 Some(None) => {}
-                Some(Some(Leaving { extent, chunk, cost })) => {
+                Some(Some(Leaving { extent, chunk, object, cost })) => {
                     shared.counters.copied.add_bytes(extent.len());
-                    batch.push_here(Item::Held(extent, chunk), cost);
+                    batch.push_here(object, Item::Held(extent, chunk), cost);
                 }
             }
         }
         let leaving = batch.frees;
         self.send(shared, batch, leaving)
+    }
+
+    /// The only object whose clusters a batch may still take, where the store keeps objects apart.
+    fn only(&self, batch: &Batch) -> Option<u32> {
+        batch.object().filter(|_| self.space.as_ref().is_some_and(|space| space.store.separates()))
     }
 
     fn take_idle(&self) -> Option<Box<Batch>> {
@@ -398,9 +409,10 @@ impl Pageout {
             return Outcome::Nothing;
         };
         let blocks = batch.blocks();
-        let run = match space.allocate(blocks, blocks) {
+        let object = batch.object().unwrap_or(0);
+        let run = match space.allocate(object, blocks, blocks) {
             // Shorter ones may be left.
-            Err(AllocError::Full) => space.allocate(1, blocks),
+            Err(AllocError::Full) => space.allocate(object, 1, blocks),
             other => other,
         };
         match run {

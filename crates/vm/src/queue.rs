@@ -104,6 +104,21 @@ impl<T: RefCounted> Queues<T> {
         self.append(slot, Which::Active);
     }
 
+    /// What was just given out as the next one is so again.
+    pub(crate) fn put_first(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        let head = self.inactive.head;
+        let entry = self.entry(slot);
+        (entry.prev, entry.next, entry.on) = (NONE, head, Which::Inactive);
+        if head == NONE {
+            self.inactive.tail = slot;
+        } else {
+            self.entry(head).prev = slot;
+        }
+        self.inactive.head = slot;
+        self.inactive.len += 1;
+    }
+
     /// What pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
     /// does not stand in the way. `None` within the call: it is just going away.
     pub(crate) fn next_victim(&mut self) -> Option<Option<Ref<T>>> {

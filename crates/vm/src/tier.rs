@@ -44,6 +44,7 @@ pub(crate) struct Held {
     pages: usize,
     /// Whose pages they are: the segment they go to will want to know.
     chunk: WeakRef<Chunk>,
+    object: u32,
     tier: Arc<Tier>,
     slot: QueueSlot,
     /// Read since pageout last looked.
@@ -89,6 +90,7 @@ impl Held {
             charge,
             pages,
             chunk: Ref::downgrade(chunk),
+            object: chunk.object(),
             tier: tier.clone(),
             slot: NOT_QUEUED,
             referenced: false,
@@ -138,6 +140,7 @@ const LOOK: usize = 256;
 pub(crate) struct Leaving {
     pub(crate) extent: Ref<Extent>,
     pub(crate) chunk: WeakRef<Chunk>,
+    pub(crate) object: u32,
     /// Bytes of the budget that go free when it is stored.
     pub(crate) cost: usize,
 }
@@ -190,9 +193,19 @@ impl Tier {
     }
 
     /// The next cluster to go to the store, its bytes copied to the start of `out`; `None` within when the next one may
-    /// not go now, or does not fit. Ends with [`Tier::stored`] or [`Tier::stays`].
-    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool) -> Option<Option<Leaving>> {
+    /// not go now, or does not fit. `None`, too, where the next one is not of the object that alone may go. Ends with
+    /// [`Tier::stored`] or [`Tier::stays`].
+    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool, only: Option<u32>) -> Option<Option<Leaving>> {
         let victim = self.queues.lock().next_victim()?;
+        if let Some(only) = only
+            && let Some(extent) = &victim
+            && let Place::Memory(held) = &*extent.place()
+            && held.object != only
+            && held.slot != NOT_QUEUED
+        {
+            self.queues.lock().put_first(held.slot);
+            return None;
+        }
         Some(victim.and_then(|extent| {
             let len = extent.len();
             let mut place = extent.place();
@@ -206,9 +219,9 @@ impl Tier {
             }
             held.copy_to(0, &mut out[..len]);
             held.going_out = true;
-            let (cost, chunk) = (held.cost(), held.chunk.clone());
+            let (cost, chunk, object) = (held.cost(), held.chunk.clone(), held.object);
             drop(place);
-            Some(Leaving { extent, chunk, cost })
+            Some(Leaving { extent, chunk, object, cost })
         }))
     }
 

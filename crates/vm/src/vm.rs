@@ -19,7 +19,7 @@ use crate::object::Object;
 use crate::pageout::{Pageout, Step};
 use crate::queue::Queues;
 use crate::repack::{REPACKER_COST, Repacker};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::tier::Tier;
 use crate::{CHUNK, PAGE};
@@ -108,6 +108,8 @@ pub(crate) struct Shared {
     /// None where nothing is packed twice.
     pub(crate) repacker: Option<Repacker>,
     signals: OnceLock<std::sync::Arc<dyn Signals>>,
+    /// The number of the next object. When they begin anew two may have the same: it only says what may lie together.
+    pub(crate) next_object: AtomicU32,
     overhead: Mutex<Option<Charge>>,
 }
 
@@ -261,6 +263,7 @@ impl Vm {
             repacker: config.repacks().then(Repacker::default),
             space,
             signals: OnceLock::new(),
+            next_object: AtomicU32::new(0),
             overhead: Mutex::new(None),
         });
         let _ = to_driver.0.set(Arc::downgrade(&shared));

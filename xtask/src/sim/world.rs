@@ -176,7 +176,9 @@ impl World {
             Mode::NoObjects,
         ];
         let mode = modes[rng.random_range(0..modes.len())];
-        let store = FaultyStore::new(Arc::new(MemStore::unprepared(50_000)), seed);
+        let store = MemStore::unprepared(50_000);
+        let store = if rng.random_ratio(1, 4) { store.separating() } else { store };
+        let store = FaultyStore::new(Arc::new(store), seed);
         let faults = store.faults();
         faults.not_ready.store(20_000, Ordering::Relaxed);
         if mode == Mode::Full {

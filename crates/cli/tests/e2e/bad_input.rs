@@ -63,6 +63,7 @@ fn unknown_and_broken_options() {
         ("mode=999", &["mode", "'999'", "octal"]),
         ("uid=somebody", &["uid", "'somebody'"]),
         ("nr_inodes=-1", &["nr_inodes", "'-1'"]),
+        ("layout=per-object,store=none", &["layout", "directory"]),
         ("debug=nothing", &["debug", "'nothing'", "evict"]),
     ] {
         let output = overspill(["mount".as_ref(), "-o".as_ref(), option.as_ref(), base.path().as_os_str()]);

@@ -122,6 +122,31 @@ fn what_packs_stays_in_memory() {
     }
 }
 
+/// R59: a file for each object, small and large; they go with the object, and their space with them.
+#[test]
+fn a_file_for_each_object() {
+    let mount = Mount::new(&["--memory", "4M", "--size", "1G", "--layout", "per-object"]);
+    assert!(mount.stats()["store_mode"].as_str().unwrap().contains("per object"), "{}", mount.stats());
+    // Few: making a file takes a disk's file system some time.
+    let files: Vec<_> = (0..60).map(|n| (mount.path(&n.to_string()), noise(n, 1000 << (n % 12)))).collect();
+    for (path, data) in &files {
+        fs::write(path, data).unwrap();
+    }
+    mount.drop_caches();
+    for (path, data) in &files {
+        assert!(&fs::read(path).unwrap() == data, "{}: other bytes", path.display());
+    }
+    let stats = mount.stats();
+    assert!(stats["store_writes"].as_u64() > Some(0) && stats["errors"] == 0, "{stats}");
+    for (path, _) in &files {
+        fs::remove_file(path).unwrap();
+    }
+    eventually("the disk has its space again", || {
+        mount.stat("stored_bytes") == 0 && mount.stat("store_file_bytes") == 0
+    });
+    mount.umount();
+}
+
 /// R32: by io_uring where there is any, by threads where there is none; `stats` says which.
 #[test]
 fn the_store_is_read_and_written_either_way() {

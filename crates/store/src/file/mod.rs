@@ -17,6 +17,7 @@
 
 mod io;
 mod open;
+mod per_object;
 mod upkeep;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -25,6 +26,7 @@ use std::sync::Mutex;
 
 pub use io::IoMode;
 pub use open::{FsKind, Location, StoreError, check_location};
+pub use per_object::PerObjectStore;
 
 use crate::blist::{Blist, GROUP};
 use crate::{AllocError, BLOCK, Run, Store, Usage, check_range, lock};
@@ -39,6 +41,8 @@ pub struct FileStore {
     capacity: u32,
     /// Blocks to keep prepared.
     ahead: u32,
+    /// Blocks that are prepared at first; then as many as there are.
+    first_step: u32,
     /// Bytes to leave free on the disk (R39).
     keep_free: u64,
     space: Mutex<Space>,
@@ -84,6 +88,7 @@ impl FileStore {
             io: io::Io::new(file, direct),
             capacity,
             ahead: AHEAD.min(capacity / 4).max(GROUP),
+            first_step: GROUP,
             keep_free: 0,
             space: Mutex::new(Space {
                 blist: Blist::new(capacity),

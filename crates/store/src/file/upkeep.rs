@@ -84,8 +84,10 @@ impl FileStore {
             None => (frontier, self.capacity - frontier),
         };
         let again = start < frontier;
-        let whole = Run { start, blocks: room.min(STEP - start % STEP) };
-        let group = Run { start, blocks: room.min(GROUP) };
+        // Small ones grow in small steps: there may be many of them.
+        let step = frontier.clamp(self.first_step, STEP);
+        let whole = Run { start, blocks: room.min(step).min(STEP - start % STEP) };
+        let group = Run { start, blocks: room.min(GROUP).min(step) };
         let Some(run) = [whole, group].into_iter().find(|run| self.back(upkeep, *run)) else {
             lock(&self.space).refused = true;
             return false;

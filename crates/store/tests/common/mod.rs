@@ -11,13 +11,25 @@ pub(crate) fn disk_dir() -> tempfile::TempDir {
 
 /// Allocates as a pager does: prepares when told to.
 pub(crate) fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError> {
+    allocate_for(store, None, min, max)
+}
+
+/// The same for an owner, or for nobody.
+pub(crate) fn allocate_for(
+    store: &dyn Store,
+    owner: Option<u32>,
+    min: u32,
+    max: u32,
+) -> Result<Run, AllocError> {
     for _ in 0..100_000 {
-        match store.allocate(min, max) {
-            Err(AllocError::NotReady) => {
-                store.maintain(true);
-            }
-            result => return result,
+        let result = match owner {
+            Some(owner) => store.allocate_for(owner, min, max),
+            None => store.allocate(min, max),
+        };
+        if result != Err(AllocError::NotReady) {
+            return result;
         }
+        store.maintain(true);
     }
     panic!("never ready");
 }

@@ -1,0 +1,350 @@
+//! The second layout (R59): a file for each owner, all without a name, in one directory.
+//!
+//! ```text
+//!   block     window (4096 blocks) | block in it         windows are numbers only: they cost nothing on the disk
+//!   window ─► file, and which of its windows it is ─► block of the file ─► FileStore: allocator, upkeep, I/O
+//! ```
+//!
+//! - What an owner leaves behind goes back to the disk at once, by closing its file: no holes are punched.
+//! - A file is made, and prepared, by [`Store::maintain`]; who asks for space of an owner that has none waits for that.
+//! - Where no more files may be open, or there are no more windows, owners share the first one.
+//! - Locks: upkeep, then files, then those of a [`FileStore`]. Files are locked for writing for moments only.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::{FileStore, IoMode, StoreError, open};
+use crate::blist::{GROUP, SEGMENT};
+use crate::{AllocError, BLOCK, Run, Store, Usage, lock};
+
+/// Blocks of a window: no run of a [`FileStore`] crosses from one into the next.
+const WINDOW: u32 = SEGMENT;
+
+/// Blocks that a file is given first: most objects are small.
+const FIRST_STEP: u32 = 8;
+
+/// How many owners' wants are remembered until the next upkeep; the others ask again.
+const WANTS: usize = 64;
+
+/// Files that are looked after in one call where there is no pressure.
+const SWEEP: usize = 256;
+
+/// Who shares a file because none of his own can be had.
+const EVERYBODY: u32 = u32::MAX;
+
+/// A file for each owner.
+#[derive(Debug)]
+pub struct PerObjectStore {
+    dir: PathBuf,
+    capacity: u32,
+    keep_free: u64,
+    files: RwLock<Files>,
+    /// Owners that want space. Its memory is there from the start.
+    wants: Mutex<Vec<u32>>,
+    upkeep: Mutex<Upkeep>,
+    /// No more files could be had when one was last wanted: who has none shares the first.
+    full: AtomicBool,
+    /// Blocks handed out, and blocks on the disk, of all files.
+    allocated: AtomicU64,
+    backed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Upkeep {
+    /// Where the next sweep begins.
+    next: usize,
+    /// It was said that files are shared.
+    told: bool,
+}
+
+#[derive(Debug, Default)]
+struct Files {
+    of: HashMap<u32, Arc<OwnFile>>,
+    /// By number of the window.
+    windows: Vec<Option<(Arc<OwnFile>, u32)>>,
+    /// Numbers that are free again.
+    free: Vec<u32>,
+}
+
+/// An owner's file.
+#[derive(Debug)]
+struct OwnFile {
+    owner: u32,
+    store: FileStore,
+    /// The window that each of its own is. Changed with the files locked for writing.
+    windows: RwLock<Vec<u32>>,
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl OwnFile {
+    /// The number by which others know a run of this file.
+    fn outer(&self, run: Run) -> Run {
+        let window = read(&self.windows)[(run.start / WINDOW) as usize];
+        Run { start: window * WINDOW + run.start % WINDOW, ..run }
+    }
+}
+
+impl PerObjectStore {
+    /// Files of up to `capacity_blocks` altogether in `dir`.
+    ///
+    /// # Errors
+    /// When files cannot be made there.
+    pub fn in_directory(dir: &Path, capacity_blocks: u32) -> Result<PerObjectStore, StoreError> {
+        let store = PerObjectStore {
+            dir: dir.to_owned(),
+            capacity: capacity_blocks,
+            keep_free: 0,
+            files: RwLock::default(),
+            wants: Mutex::new(Vec::with_capacity(WANTS)),
+            upkeep: Mutex::default(),
+            full: AtomicBool::new(false),
+            allocated: AtomicU64::new(0),
+            backed: AtomicU64::new(0),
+        };
+        // The first file: there to be shared, and to say now what cannot be had.
+        let file = FileStore::new(open::unnamed(dir)?, capacity_blocks, true);
+        store.add(EVERYBODY, file.ahead(0));
+        Ok(store)
+    }
+
+    /// Leaves at least this many bytes free on the disk when growing (R39).
+    #[must_use]
+    pub fn keep_free(mut self, bytes: u64) -> PerObjectStore {
+        self.keep_free = bytes;
+        self
+    }
+
+    /// How the files are read and written.
+    #[must_use]
+    pub fn mode(&self) -> IoMode {
+        self.file_of(EVERYBODY).map_or(IoMode::Direct, |file| file.store.mode())
+    }
+
+    /// How many files there are.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        read(&self.files).of.len()
+    }
+
+    fn file_of(&self, owner: u32) -> Option<Arc<OwnFile>> {
+        read(&self.files).of.get(&owner).cloned()
+    }
+
+    fn add(&self, owner: u32, store: FileStore) -> Arc<OwnFile> {
+        let file = Arc::new(OwnFile { owner, store, windows: RwLock::default() });
+        write(&self.files).of.insert(owner, file.clone());
+        file
+    }
+
+    /// The file that a window is of, and which of its own it is.
+    fn at(&self, start: u32) -> Option<(Arc<OwnFile>, u32)> {
+        let (file, inner) = read(&self.files).windows.get((start / WINDOW) as usize)?.clone()?;
+        Some((file, inner * WINDOW + start % WINDOW))
+    }
+
+    fn want(&self, owner: u32) {
+        let mut wants = lock(&self.wants);
+        if wants.len() < WANTS && !wants.contains(&owner) {
+            wants.push(owner);
+        }
+    }
+
+    /// The file of an owner that wants space; made, if it has none.
+    fn provide(&self, upkeep: &mut Upkeep, owner: u32) -> Option<Arc<OwnFile>> {
+        if let Some(file) = self.file_of(owner) {
+            return Some(file);
+        }
+        match open::unnamed(&self.dir) {
+            Ok(file) => {
+                let mut store = FileStore::new(file, self.capacity, self.mode() == IoMode::Direct);
+                store.first_step = FIRST_STEP;
+                Some(self.add(owner, store.keep_free(self.keep_free).ahead(0)))
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut upkeep.told, true) {
+                    tracing::warn!(%error, "no more files for the store: objects share one");
+                }
+                self.full.store(true, Ordering::Relaxed);
+                self.file_of(EVERYBODY)
+            }
+        }
+    }
+
+    /// Has windows for all the space that the next step may prepare.
+    fn open_windows(&self, file: &Arc<OwnFile>) -> bool {
+        let wanted = file.store.prepared() / WINDOW + 2;
+        let mut files = write(&self.files);
+        let mut own = write(&file.windows);
+        while own.len() < wanted as usize {
+            let number = match files.free.pop() {
+                Some(number) => number,
+                None if files.windows.len() < (u32::MAX / WINDOW) as usize => {
+                    files.windows.push(None);
+                    u32::try_from(files.windows.len() - 1).unwrap_or(u32::MAX)
+                }
+                None => return false,
+            };
+            files.windows[number as usize] =
+                Some((file.clone(), u32::try_from(own.len()).unwrap_or(u32::MAX)));
+            own.push(number);
+        }
+        true
+    }
+
+    fn maintain_file(&self, file: &OwnFile, pressure: bool) -> bool {
+        let before = u64::from(file.store.backed());
+        let more = file.store.maintain(pressure);
+        let after = u64::from(file.store.backed());
+        self.backed.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        more
+    }
+
+    /// Closes a file in which nothing is left: its space is the disk's again.
+    fn close_if_empty(&self, file: &Arc<OwnFile>) {
+        let mut files = write(&self.files);
+        if file.owner == EVERYBODY || file.store.usage_of_blocks() > 0 {
+            return;
+        }
+        files.of.remove(&file.owner);
+        let own = std::mem::take(&mut *write(&file.windows));
+        for number in own {
+            files.windows[number as usize] = None;
+            files.free.push(number);
+        }
+        drop(files);
+        self.full.store(false, Ordering::Relaxed);
+        self.backed.fetch_sub(u64::from(file.store.backed()), Ordering::Relaxed);
+    }
+
+    /// Looks after some files, the next ones each time.
+    fn sweep(&self, upkeep: &mut Upkeep, pressure: bool) -> bool {
+        let some: Vec<Arc<OwnFile>> = {
+            let files = read(&self.files);
+            let count = files.of.len();
+            if upkeep.next >= count {
+                upkeep.next = 0;
+            }
+            files.of.values().skip(upkeep.next).take(SWEEP).cloned().collect()
+        };
+        upkeep.next += some.len();
+        let mut more = false;
+        for file in &some {
+            if file.store.usage_of_blocks() == 0 {
+                self.close_if_empty(file);
+            } else if !pressure {
+                more |= self.maintain_file(file, false);
+            }
+        }
+        more
+    }
+}
+
+impl Store for PerObjectStore {
+    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+        self.allocate_for(EVERYBODY, min, max)
+    }
+
+    fn allocate_for(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+        // Kept locked, so that the file is not closed for being empty meanwhile.
+        let files = read(&self.files);
+        let own = files.of.get(&owner);
+        let shared = || files.of.get(&EVERYBODY).filter(|_| self.full.load(Ordering::Relaxed));
+        let Some(file) = own.or_else(shared) else {
+            self.want(owner);
+            return Err(AllocError::NotReady);
+        };
+        let run = file.store.allocate(min, max).inspect_err(|_| self.want(file.owner))?;
+        self.allocated.fetch_add(u64::from(run.blocks), Ordering::Relaxed);
+        if file.store.is_nearly_out() {
+            self.want(file.owner);
+        }
+        Ok(file.outer(run))
+    }
+
+    fn separates(&self) -> bool {
+        true
+    }
+
+    fn free(&self, run: Run) {
+        if let Some((file, start)) = self.at(run.start) {
+            file.store.free(Run { start, ..run });
+            self.allocated.fetch_sub(u64::from(run.blocks), Ordering::Relaxed);
+        }
+    }
+
+    fn write(&self, start: u32, buf: &[u8]) -> io::Result<()> {
+        let (file, start) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+        file.store.write(start, buf)
+    }
+
+    fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
+        let (file, start) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+        file.store.read(start, buf)
+    }
+
+    fn maintain(&self, pressure: bool) -> bool {
+        let mut upkeep = lock(&self.upkeep);
+        let mut wants = [0; WANTS];
+        let count = {
+            let mut list = lock(&self.wants);
+            let count = list.len();
+            wants[..count].copy_from_slice(&list);
+            list.clear();
+            count
+        };
+        // Without pressure nothing is prepared: who still wants something says so again.
+        let wants = if pressure { &wants[..count] } else { &[] };
+        for owner in wants {
+            if let Some(file) = self.provide(&mut upkeep, *owner)
+                && self.open_windows(&file)
+            {
+                // As far as who was turned away needs it, who asks again for the rest.
+                self.maintain_file(&file, true);
+            }
+        }
+        if wants.is_empty() { self.sweep(&mut upkeep, pressure) } else { count == WANTS }
+    }
+
+    fn usage(&self) -> Usage {
+        let disk_free = self.file_of(EVERYBODY).map_or(0, |file| file.store.disk_free());
+        Usage {
+            allocated_blocks: self.allocated.load(Ordering::Relaxed),
+            capacity_blocks: u64::from(self.capacity),
+            file_bytes: self.backed.load(Ordering::Relaxed) * BLOCK as u64,
+            disk_free_bytes: disk_free.saturating_sub(self.keep_free),
+        }
+    }
+}
+
+/// What more than one file needs to know of each.
+impl FileStore {
+    fn prepared(&self) -> u32 {
+        lock(&self.space).blist.prepared()
+    }
+
+    /// Blocks that it has on the disk.
+    fn backed(&self) -> u32 {
+        let space = lock(&self.space);
+        space.blist.prepared() - space.absent
+    }
+
+    fn usage_of_blocks(&self) -> u32 {
+        lock(&self.space).allocated
+    }
+
+    fn is_nearly_out(&self) -> bool {
+        let space = lock(&self.space);
+        // Small files are mostly as long as they will ever be.
+        space.allocated > GROUP && space.can_grow() && space.blist.free_blocks() < GROUP
+    }
+}

@@ -1,0 +1,106 @@
+//! A file for each object (R59).
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{allocate_for, disk_dir, holds, pattern, settle};
+use overspill_store::{PerObjectStore, Run, Store};
+
+fn store(dir: &std::path::Path) -> PerObjectStore {
+    PerObjectStore::in_directory(dir, 1 << 20).unwrap()
+}
+
+/// What an owner leaves goes back to the disk with its file; what others have is theirs.
+#[test]
+fn a_file_goes_with_what_is_in_it() {
+    let dir = disk_dir();
+    let store = store(dir.path());
+    let runs: Vec<(u32, Run)> =
+        (0..40).map(|n| (n % 4, allocate_for(&store, Some(n % 4), 1, 100).unwrap())).collect();
+    assert_eq!(store.files(), 5, "one for each of four, and the one to be shared");
+    for (owner, run) in &runs {
+        store.write(run.start, &pattern(*run, (*owner).into())).unwrap();
+    }
+    // Runs of one file never cross into another's window.
+    let windows =
+        |of: u32| runs.iter().filter(move |(owner, _)| *owner == of).map(|(_, run)| run.start / 4096);
+    assert!(windows(0).all(|window| windows(1).all(|other| window != other)));
+    let full = store.usage().file_bytes;
+    for (owner, run) in &runs {
+        if *owner != 3 {
+            store.free(*run);
+        }
+    }
+    settle(&store, false);
+    assert_eq!(store.files(), 2);
+    assert!(store.usage().file_bytes < full / 2, "{} of {full} bytes", store.usage().file_bytes);
+    for (owner, run) in runs.iter().filter(|(owner, _)| *owner == 3) {
+        assert!(holds(&store, *run, (*owner).into()), "{run:?}");
+        store.free(*run);
+    }
+    settle(&store, false);
+    let usage = store.usage();
+    assert_eq!((store.files(), usage.allocated_blocks, usage.file_bytes), (1, 0, 0));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no file has a name");
+}
+
+/// An object larger than a window has several, and the numbers of those that are gone are used again.
+#[test]
+fn large_objects_and_many_generations() {
+    let dir = disk_dir();
+    let store = store(dir.path());
+    for generation in 0..20u32 {
+        let runs: Vec<Run> =
+            (0..40).map(|_| allocate_for(&store, Some(generation), 256, 256).unwrap()).collect();
+        for run in [runs[0], runs[39]] {
+            store.write(run.start, &pattern(run, generation.into())).unwrap();
+        }
+        for run in [runs[0], runs[39]] {
+            assert!(holds(&store, run, generation.into()), "{run:?} of {generation}");
+        }
+        assert!(runs.iter().all(|run| run.start < 20 * 4096), "numbers are used up: {runs:?}");
+        runs.into_iter().for_each(|run| store.free(run));
+        settle(&store, false);
+    }
+    assert_eq!(store.files(), 1);
+}
+
+/// Files come and go while others write and read: nobody's blocks change under him.
+#[test]
+fn owners_come_and_go_side_by_side() {
+    let dir = disk_dir();
+    let store = &store(dir.path());
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..4u32)
+            .map(|worker| {
+                scope.spawn(move || {
+                    for generation in 0..60u32 {
+                        let owner = worker << 16 | generation;
+                        let runs: Vec<Run> =
+                            (0..6).map(|n| allocate_for(store, Some(owner), 1, 20 + n).unwrap()).collect();
+                        runs.iter().for_each(|run| {
+                            store.write(run.start, &pattern(*run, owner.into())).unwrap();
+                        });
+                        for run in runs {
+                            assert!(holds(store, run, owner.into()), "{run:?} of {owner:x} changed");
+                            store.free(run);
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.maintain(false);
+                std::thread::yield_now();
+            }
+        });
+        let results: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+    settle(store, false);
+    assert_eq!((store.files(), store.usage().allocated_blocks), (1, 0));
+}
