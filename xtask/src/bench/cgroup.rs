@@ -108,6 +108,11 @@ impl Cgroup {
         self.number(if self.v2 { "memory.peak" } else { "memory.max_usage_in_bytes" })
     }
 
+    /// What it holds now, in bytes.
+    pub(crate) fn usage(&self) -> Option<u64> {
+        self.number(if self.v2 { "memory.current" } else { "memory.usage_in_bytes" })
+    }
+
     /// What its processes hold of their own now, in bytes; no file pages, no tmpfs.
     pub(crate) fn anonymous(&self) -> Option<u64> {
         self.stat("memory.stat", if self.v2 { "anon" } else { "total_rss" })

@@ -2,6 +2,8 @@
 //!
 //! - `mount`: in budget, against the kernel's tmpfs, with the round trips that each operation costs.
 //! - `spill`: data four times the memory, against tmpfs with swap and against ext4.
+//! - `database`: PostgreSQL and SQLite over budget, which call fsync all the time.
+//! - `economy`: how much ours holds in its memory, and what that costs.
 //! - `build`: a real build with memory for half its tree.
 //! - `slab`: the slab allocator, against glibc's, jemalloc, mimalloc and snmalloc.
 //!
@@ -10,6 +12,8 @@
 mod build;
 mod cgroup;
 mod data;
+mod database;
+mod economy;
 mod mount;
 pub(crate) mod report;
 mod slab;
@@ -40,6 +44,10 @@ enum Which {
     Mount(mount::MountArgs),
     /// Over budget in a memory group, against tmpfs with swap and ext4
     Spill(spill::SpillArgs),
+    /// Databases over budget, against ext4 and an unlimited tmpfs
+    Database(database::DatabaseArgs),
+    /// How much is held in memory, and at what cost
+    Economy(economy::EconomyArgs),
     /// A build with memory for half its tree
     Build(build::BuildArgs),
     /// The slab allocator, against today's allocators
@@ -169,11 +177,11 @@ impl Turns {
     }
 
     /// Puts them into the report.
-    fn report(&self, report: &mut Report, goal: impl Fn(&str) -> Option<f64>) {
+    fn report(&self, report: &mut Report, goal: impl Fn(Kind, &str) -> Option<f64>) {
         for (kind, theirs) in self.kinds.iter().zip(&self.results).skip(1) {
             match self.skipped.iter().find(|(k, _)| k == kind) {
                 Some((_, why)) => report.skip(kind.name(), why),
-                None => report.compare(self.ours(), kind.name(), theirs, &goal),
+                None => report.compare(self.ours(), kind.name(), theirs, |row| goal(*kind, row)),
             }
         }
     }
@@ -184,6 +192,8 @@ pub(crate) fn run(args: &BenchArgs) -> ExitCode {
     let outcome = match &args.which {
         Which::Mount(args) => prepared(|| mount::run(args)),
         Which::Spill(args) => prepared(|| spill::run(args)),
+        Which::Database(args) => prepared(|| database::run_all(args)),
+        Which::Economy(args) => prepared(|| economy::run(args)),
         Which::Build(args) => prepared(|| build::run(args)),
         Which::Slab(args) => slab::run(args),
         Which::Workload(args) => workload::work(args),

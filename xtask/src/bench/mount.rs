@@ -77,6 +77,7 @@ pub(crate) fn run(args: &MountArgs) -> Outcome<()> {
         memory: args.memory.0,
         disk: Disk::Directory,
         cgroup: None,
+        user: None,
     };
     let mut report =
         Report::open("mount", common.json, common.row.as_deref(), &parameters(args, amounts, &setup));
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &MountArgs) -> Outcome<()> {
         measured
     })?;
     let goal = |row: &str| (is_root() && matches!(row, "seq write" | "hot seq read")).then_some(GOAL);
-    turns.report(&mut report, goal);
+    turns.report(&mut report, |_, row| goal(row));
     report.close();
     drop(guards);
     Ok(())

@@ -214,6 +214,8 @@ pub(crate) struct Job<'a> {
     pub(crate) threads: u64,
     /// Which sequence.
     pub(crate) seed: u64,
+    /// As whom.
+    pub(crate) user: Option<&'a str>,
 }
 
 impl Job<'_> {
@@ -222,7 +224,7 @@ impl Job<'_> {
         use clap::ValueEnum as _;
         use std::os::unix::process::ExitStatusExt as _;
         let program = std::env::current_exe().during("finding this program")?;
-        let mut command = group.command(&program)?;
+        let mut command = super::worlds::as_user(self.user, Some(group), &program)?;
         let phase = self.phase.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         command.args(["bench", "workload", &phase]).arg(self.file);
         command.args(["--size", &self.size.to_string(), "--seconds", &self.seconds.to_string()]);

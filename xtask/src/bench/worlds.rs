@@ -17,6 +17,8 @@ use super::undo::{self, Guard, Guards};
 pub(crate) enum Kind {
     /// An overspill mount.
     Ours,
+    /// The same, its store a file for each object.
+    PerObject,
     /// The kernel's tmpfs.
     Tmpfs,
     /// The kernel's tmpfs, with a swap file to go to.
@@ -34,6 +36,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::PerObject => "file per object",
             Self::Tmpfs => "tmpfs",
             Self::TmpfsSwap => "tmpfs+swap file",
             Self::TmpfsZram => "tmpfs+zram",
@@ -76,6 +79,34 @@ pub(crate) struct Setup<'a> {
     pub(crate) disk: Disk,
     /// The group that ours runs in.
     pub(crate) cgroup: Option<&'a Cgroup>,
+    /// Who ours is mounted by, and used, where that is not who runs the bench.
+    pub(crate) user: Option<&'a str>,
+}
+
+impl Setup<'_> {
+    /// A command in the group, as the user.
+    pub(crate) fn command(&self, program: &Path) -> Outcome<Command> {
+        as_user(self.user, self.cgroup, program)
+    }
+
+    /// Gives a path to the user.
+    fn hand_over(&self, path: &Path) -> Outcome<()> {
+        let Some(user) = self.user else { return Ok(()) };
+        run(Command::new("chown").arg(user).arg(path)).map(drop)
+    }
+}
+
+/// A command in a group, as a user.
+pub(crate) fn as_user(user: Option<&str>, group: Option<&Cgroup>, program: &Path) -> Outcome<Command> {
+    let first = if user.is_some() { Path::new("runuser") } else { program };
+    let mut command = match group {
+        Some(group) => group.command(first)?,
+        None => Command::new(first),
+    };
+    if let Some(user) = user {
+        command.args(["-u", user, "--"]).arg(program);
+    }
+    Ok(command)
 }
 
 /// A place to work in; it and all it rests on go when dropped.
@@ -85,6 +116,8 @@ pub(crate) struct World {
     pub(crate) dir: PathBuf,
     /// Ours: the daemon.
     pub(crate) daemon: Option<u32>,
+    /// Whose it is.
+    user: Option<String>,
     /// The block device under it, "major:minor", where that is known.
     pub(crate) device: Option<String>,
     guards: Guards,
@@ -305,11 +338,12 @@ impl World {
     pub(crate) fn make(kind: Kind, setup: &Setup<'_>) -> Outcome<Self> {
         let mut guards = Guards::default();
         match kind {
-            Kind::Ours => ours(setup, guards),
+            Kind::Ours => ours(setup, "shared", guards),
+            Kind::PerObject => ours(setup, "per-object", guards),
             Kind::Tmpfs if !is_root() => {
                 let dir = fresh(Path::new("/dev/shm"), &format!("overspill-bench-{}", std::process::id()));
                 guards.push(tree(&dir)?);
-                Ok(Self { dir, daemon: None, device: None, guards })
+                Ok(Self { dir, daemon: None, user: None, device: None, guards })
             }
             Kind::Tmpfs => tmpfs(setup, None, guards),
             Kind::TmpfsSwap => {
@@ -328,7 +362,7 @@ impl World {
             }
             Kind::Ext4 | Kind::Ext4Relaxed => {
                 let (dir, device) = disk(setup, setup.size, kind == Kind::Ext4Relaxed, &mut guards)?;
-                Ok(Self { dir, daemon: None, device, guards })
+                Ok(Self { dir, daemon: None, user: None, device, guards })
             }
         }
     }
@@ -350,12 +384,18 @@ impl World {
     /// Ours: bytes of memory that say where pages are.
     pub(crate) fn metadata(&self, program: &Path) -> Option<u64> {
         const CACHES: [&str; 4] = ["chunk", "extent", "segment", "tree node"];
-        self.daemon?;
-        let output = Command::new(program).args(["slabinfo", "--json"]).arg(&self.dir).output().ok()?;
-        let info: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let info = self.ask(program, "slabinfo")?;
         let caches = info["caches"].as_array()?.iter();
         let ours = caches.filter(|cache| CACHES.iter().any(|name| cache["name"] == *name));
         Some(ours.filter_map(|cache| cache["memory"].as_u64()).sum())
+    }
+
+    /// Ours: what `stats` or `slabinfo` says of it.
+    pub(crate) fn ask(&self, program: &Path, what: &str) -> Option<serde_json::Value> {
+        self.daemon?;
+        let mut command = as_user(self.user.as_deref(), None, program).ok()?;
+        let output = command.args([what, "--json"]).arg(&self.dir).output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
     }
 
     /// Takes all down, and waits for it: what a drop does, at a place one can see.
@@ -369,24 +409,30 @@ fn tmpfs(setup: &Setup<'_>, device: Option<String>, mut guards: Guards) -> Outco
     guards.push(directory(&dir)?);
     let options = format!("size={},mode=0755", setup.size);
     guards.push(mount(&["-t", "tmpfs", "-o", &options, "overspill-bench"], &dir)?);
-    Ok(World { dir, daemon: None, device, guards })
+    Ok(World { dir, daemon: None, user: None, device, guards })
 }
 
-fn ours(setup: &Setup<'_>, mut guards: Guards) -> Outcome<World> {
+fn ours(setup: &Setup<'_>, layout: &str, mut guards: Guards) -> Outcome<World> {
     let (store, device) = disk(setup, setup.size + setup.size / 8, false, &mut guards)?;
     let at = fresh(setup.base, "ours");
     guards.push(directory(&at)?);
     let log = fresh(setup.base, "log");
     guards.push(file(&log, 0)?);
-    let mut command = match setup.cgroup {
-        Some(group) => group.command(setup.program)?,
-        None => Command::new(setup.program),
-    };
-    command.args(["mount", "--size", &setup.size.to_string(), "--memory", &setup.memory.to_string()]);
+    [&at, &log, &store].into_iter().try_for_each(|path| setup.hand_over(path))?;
+    let mut command = setup.command(setup.program)?;
+    command.args([
+        "mount",
+        "--layout",
+        layout,
+        "--size",
+        &setup.size.to_string(),
+        "--memory",
+        &setup.memory.to_string(),
+    ]);
     command.arg("--store").arg(&store).arg("--log").arg(&log).arg(&at);
     let (daemon, guard) = undo::make(|| {
         let (program, at) = (setup.program.to_path_buf(), at.clone());
-        let mounted = run(&mut command).and_then(|_| daemon_of(&program, &at));
+        let mounted = run(&mut command).and_then(|_| daemon_of(setup, &at));
         let daemon = mounted.map_err(|e| {
             let _ = unmount_ours(&program, &at, None);
             format!("{e}\n{}", std::fs::read_to_string(&log).unwrap_or_default())
@@ -394,12 +440,12 @@ fn ours(setup: &Setup<'_>, mut guards: Guards) -> Outcome<World> {
         Ok((daemon, Box::new(move || unmount_ours(&program, &at, Some(daemon)))))
     })?;
     guards.push(guard);
-    Ok(World { dir: at, daemon: Some(daemon), device, guards })
+    Ok(World { dir: at, daemon: Some(daemon), user: setup.user.map(str::to_owned), device, guards })
 }
 
 /// The daemon that serves a mount, as it says itself.
-fn daemon_of(program: &Path, at: &Path) -> Outcome<u32> {
-    let said = run(Command::new(program).args(["stats", "--json"]).arg(at))?;
+fn daemon_of(setup: &Setup<'_>, at: &Path) -> Outcome<u32> {
+    let said = run(as_user(setup.user, None, setup.program)?.args(["stats", "--json"]).arg(at))?;
     let stats: serde_json::Value = serde_json::from_str(&said).during("overspill stats --json")?;
     let pid = stats["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     pid.ok_or_else(|| format!("overspill stats --json names no pid: {said}"))
@@ -480,6 +526,7 @@ mod tests {
                 memory: 0,
                 disk,
                 cgroup: None,
+                user: None,
             };
             let world = match World::make(kind, &setup) {
                 Ok(world) => world,
