@@ -2,7 +2,7 @@
 //! that dead pages do not keep more than a tenth of the store (rule 4).
 //!
 //! A page that is brought back is dirty, as if it had been written: pageout packs it when its turn comes. That is one way
-//! for what died within clusters and for what died between them, and many small clusters of a chunk become one.
+//! for what died within clusters and for what died between them, and a chunk's clusters from there become one.
 
 use overspill_slab::Ref;
 
@@ -16,15 +16,17 @@ use crate::{CHUNK_PAGES, PAGE, Vm};
 /// So much may be dead whatever the share: it is not worth the I/O.
 const TOLERATED: u64 = 256 << 10;
 
-/// A chunk with more clusters than this has them all brought back.
-const MANY: usize = 4;
-
 impl Vm {
     /// Whether more of the store is dead than should be.
     pub fn wants_compaction(&self) -> bool {
+        let (dead, all) = (self.dead_bytes(), self.stats().stored_bytes);
+        dead > TOLERATED && dead * 10 > all
+    }
+
+    /// Bytes of the store that are neither free nor of any use.
+    pub fn dead_bytes(&self) -> u64 {
         let stats = self.stats();
-        let dead = stats.stored_bytes.saturating_sub(stats.stored_live_bytes);
-        dead > TOLERATED && dead * 10 > stats.stored_bytes
+        stats.stored_bytes.saturating_sub(stats.stored_live_bytes)
     }
 
     /// Brings back what the sparsest of some segments holds. Waits for memory and store. Returns whether there was one.
@@ -55,11 +57,9 @@ impl Shared {
         for _ in 0..2 * CHUNK_PAGES {
             let next = {
                 let state = chunk.lock();
-                let many = state.clusters().len() > MANY;
-                let mut clusters = state.clusters().iter();
-                clusters
-                    .find(|c| c.extent.is_in(segment) || many && c.extent.is_stored())
-                    .map(|cluster| (cluster.extent.clone(), cluster.live))
+                // Only these: to bring back the chunk's others too would leave holes in their segments.
+                let mut clusters = state.clusters().iter().filter(|c| c.extent.is_in(segment));
+                clusters.next().map(|cluster| (cluster.extent.clone(), cluster.live))
             };
             let Some((extent, live)) = next else { break };
             self.bring_back(chunk, &extent, live).await?;

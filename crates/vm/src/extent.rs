@@ -346,6 +346,11 @@ impl Extent {
         }
     }
 
+    /// Whether a part of it that is worth an effort is dead.
+    pub(crate) fn is_stale(&self) -> bool {
+        usize::from(self.dead.load(Ordering::Relaxed)) * 8 >= self.encoded.pages().max(1)
+    }
+
     /// Bytes of payload, less the dead pages' share.
     fn live_len(&self) -> usize {
         let (dead, all) = (usize::from(self.dead.load(Ordering::Relaxed)), self.encoded.pages().max(1));

@@ -199,6 +199,11 @@ impl Fetches {
         Begun::New(fetch)
     }
 
+    /// A slot, if one is free.
+    pub(crate) fn free_slot(&self) -> Option<FetchSlot> {
+        self.slots.take()
+    }
+
     /// Waits for a slot.
     ///
     /// # Errors
@@ -239,7 +244,7 @@ kept!(counted Pending<FetchSlot>, "ticket for a fetch");
 
 impl FetchSlot {
     /// Room for what is unpacked, and for what it is unpacked from.
-    fn buffers(&mut self) -> (&mut [u8], &mut [u8]) {
+    pub(crate) fn buffers(&mut self) -> (&mut [u8], &mut [u8]) {
         self.buf.as_mut().expect("there until dropped").split_at_mut(MAX_CLUSTER)
     }
 

@@ -23,9 +23,10 @@ use crate::error::VmError;
 use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Place};
 use crate::io::WriteIo;
 use crate::pace::Pace;
+use crate::repack;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
-use crate::tier::{Leaving, Tier};
+use crate::tier::{Leaving, Next, Tier};
 use crate::vm::Shared;
 
 /// What one step of pageout came to.
@@ -374,8 +375,13 @@ impl Pageout {
             let only = self.only(&batch);
             match self.tier.next_out(batch.room(), eager, only) {
                 None => break,
-                Some(None) => {}
-                Some(Some(Leaving { extent, chunk, object, cost })) => {
+                Some(Next::Stays) => {}
+                Some(Next::IsStale(extent, chunk)) => {
+                    if let Some(chunk) = chunk.upgrade() {
+                        repack::replace(shared, &mut self.packer.lock().encoder, &extent, &chunk);
+                    }
+                }
+                Some(Next::Leaves(Leaving { extent, chunk, object, cost })) => {
                     shared.counters.copied.add_bytes(extent.len());
                     batch.push_here(object, Item::Held(extent, chunk), cost);
                 }

@@ -51,6 +51,8 @@ pub(crate) struct Held {
     pub(crate) referenced: bool,
     /// It was packed again, or that was tried.
     repacked: bool,
+    /// It was tried to rid it of dead pages.
+    cleaned: bool,
     /// A batch has its bytes: it becomes stored, or stays.
     pub(crate) going_out: bool,
 }
@@ -95,6 +97,7 @@ impl Held {
             slot: NOT_QUEUED,
             referenced: false,
             repacked: false,
+            cleaned: false,
             going_out: false,
         })?)
     }
@@ -135,6 +138,16 @@ impl Held {
 
 /// How many clusters are looked at for one that was not repacked yet.
 const LOOK: usize = 256;
+
+/// What is to be done with the cluster whose turn it is to leave.
+pub(crate) enum Next {
+    /// Its bytes were copied. Ends with [`Tier::stored`] or [`Tier::stays`].
+    Leaves(Leaving),
+    /// Much of it is dead: it should be packed again first. Then it is still the next one; it is asked for once only.
+    IsStale(Ref<Extent>, WeakRef<Chunk>),
+    /// It may not go now, or does not fit.
+    Stays,
+}
 
 /// A cluster on its way out.
 pub(crate) struct Leaving {
@@ -192,10 +205,9 @@ impl Tier {
         held.slot = self.queues.lock().insert(Ref::downgrade(extent));
     }
 
-    /// The next cluster to go to the store, its bytes copied to the start of `out`; `None` within when the next one may
-    /// not go now, or does not fit. `None`, too, where the next one is not of the object that alone may go. Ends with
-    /// [`Tier::stored`] or [`Tier::stays`].
-    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool, only: Option<u32>) -> Option<Option<Leaving>> {
+    /// The next cluster to go to the store, its bytes copied to the start of `out`. `None` when there is none, or it is not
+    /// of the object that alone may go.
+    pub(crate) fn next_out(&self, out: &mut [u8], eager: bool, only: Option<u32>) -> Option<Next> {
         let victim = self.queues.lock().next_victim()?;
         if let Some(only) = only
             && let Some(extent) = &victim
@@ -206,23 +218,28 @@ impl Tier {
             self.queues.lock().put_first(held.slot);
             return None;
         }
-        Some(victim.and_then(|extent| {
-            let len = extent.len();
-            let mut place = extent.place();
-            let Place::Memory(held) = &mut *place else { return None };
-            if held.going_out || held.slot == NOT_QUEUED || len > out.len() {
-                return None;
-            }
-            if std::mem::take(&mut held.referenced) && !eager {
-                self.queues.lock().activate(held.slot);
-                return None;
-            }
-            held.copy_to(0, &mut out[..len]);
-            held.going_out = true;
-            let (cost, chunk, object) = (held.cost(), held.chunk.clone(), held.object);
+        let Some(extent) = victim else { return Some(Next::Stays) };
+        let len = extent.len();
+        let mut place = extent.place();
+        let Place::Memory(held) = &mut *place else { return Some(Next::Stays) };
+        if held.going_out || held.slot == NOT_QUEUED || len > out.len() {
+            return Some(Next::Stays);
+        }
+        if std::mem::take(&mut held.referenced) && !eager {
+            self.queues.lock().activate(held.slot);
+            return Some(Next::Stays);
+        }
+        let chunk = held.chunk.clone();
+        if extent.is_stale() && !std::mem::replace(&mut held.cleaned, true) {
+            self.queues.lock().put_first(held.slot);
             drop(place);
-            Some(Leaving { extent, chunk, object, cost })
-        }))
+            return Some(Next::IsStale(extent, chunk));
+        }
+        held.copy_to(0, &mut out[..len]);
+        held.going_out = true;
+        let (cost, object) = (held.cost(), held.object);
+        drop(place);
+        Some(Next::Leaves(Leaving { extent, chunk, object, cost }))
     }
 
     /// A cluster that was not looked at by who repacks, from the oldest on; it is now. `None` when all were.

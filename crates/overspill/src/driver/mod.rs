@@ -96,7 +96,7 @@ impl Driver {
         driver.spawn_thread("helper", vm, run_helper)?;
         let compactor = Compactor::new(&driver.tasks);
         driver.spawn_thread("upkeep", vm, move |vm, wakeups| {
-            run_upkeep(vm, wakeups, options.memory, &compactor);
+            run_upkeep(vm, wakeups, options.memory, compactor);
         })?;
         driver.start_store_io(vm, options.uring)?;
         for _ in 0..TASKS {

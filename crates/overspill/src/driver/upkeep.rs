@@ -1,8 +1,8 @@
 //! Upkeep: store space ahead and behind, memory back to the kernel, compaction.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use async_executor::Executor;
 use overspill_vm::Vm;
@@ -17,31 +17,60 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// Budgets below this are for pages and metadata alone: the program, larger than the smallest of them, comes on top.
 const SMALL: usize = 64 << 20;
 
-/// Compacts the store as a task, one segment after the other, while too much of it is dead.
+/// Segments that are compacted side by side: each waits for its reads most of the time.
+const COMPACTORS: usize = 3;
+
+/// Compacts the store as tasks, one segment after the other, while too much of it is dead.
 pub(super) struct Compactor {
     tasks: Arc<Executor<'static>>,
-    busy: Arc<AtomicBool>,
+    /// Tasks under way.
+    busy: Arc<AtomicUsize>,
+    looked: Instant,
+}
+
+/// What comes to nothing is not begun again sooner.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// So many segments should make a difference.
+const ROUND: usize = 16;
+
+/// Compacts as long as there is more dead than should be, and it becomes less.
+async fn compact(vm: &Vm) {
+    let mut before = u64::MAX;
+    while vm.wants_compaction() && vm.dead_bytes() < before {
+        before = vm.dead_bytes();
+        for _ in 0..ROUND {
+            if !vm.wants_compaction() || !vm.compact().await {
+                return;
+            }
+        }
+    }
 }
 
 impl Compactor {
     pub(super) fn new(tasks: &Arc<Executor<'static>>) -> Compactor {
-        Compactor { tasks: tasks.clone(), busy: Arc::default() }
+        Compactor { tasks: tasks.clone(), busy: Arc::default(), looked: Instant::now() }
     }
 
-    fn look(&self, vm: &Vm) {
-        if !vm.wants_compaction() || self.busy.swap(true, Ordering::AcqRel) {
+    fn look(&mut self, vm: &Vm) {
+        if self.looked.elapsed() < BETWEEN_LOOKS {
             return;
         }
-        let (vm, busy) = (vm.clone(), self.busy.clone());
-        let task = async move {
-            while vm.wants_compaction() && vm.compact().await {}
-            busy.store(false, Ordering::Release);
-        };
-        self.tasks.spawn(task).detach();
+        self.looked = Instant::now();
+        // Only who runs upkeep adds to it.
+        while vm.wants_compaction() && self.busy.load(Ordering::Acquire) < COMPACTORS {
+            self.busy.fetch_add(1, Ordering::AcqRel);
+            let (vm, busy) = (vm.clone(), self.busy.clone());
+            self.tasks
+                .spawn(async move {
+                    compact(&vm).await;
+                    busy.fetch_sub(1, Ordering::AcqRel);
+                })
+                .detach();
+        }
     }
 }
 
-pub(super) fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, compactor: &Compactor) {
+pub(super) fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, mut compactor: Compactor) {
     let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
