@@ -47,12 +47,12 @@ const REPACK_FROM: usize = 64 << 20;
 impl VmConfig {
     /// A layout for `memory_bytes`: buffers take at most an eighth of it.
     pub fn new(memory_bytes: usize) -> VmConfig {
-        let batch_bytes = (memory_bytes / 64).clamp(3 * CHUNK, 1 << 20).next_multiple_of(PAGE);
+        let batch_bytes = (memory_bytes / 128).clamp(3 * CHUNK, 1 << 20).next_multiple_of(PAGE);
         VmConfig {
             memory_bytes,
             batch_bytes,
             batches: 4,
-            fetch_slots: (memory_bytes / 16 / SLOT_COST).clamp(2, 64),
+            fetch_slots: (memory_bytes / 32 / SLOT_COST).clamp(2, 64),
             method: Method::Lz4,
             repack: memory_bytes >= REPACK_FROM,
         }

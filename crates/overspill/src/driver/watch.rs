@@ -26,7 +26,7 @@ impl MemoryWatch {
     pub(super) fn new(memory: usize) -> MemoryWatch {
         let now = Instant::now();
         // Some way below, because it is looked at now and then and not always.
-        MemoryWatch { memory: memory / 8 * 7, overhead: 0, metadata: 0, measured: now, trimmed: now }
+        MemoryWatch { memory: memory / 16 * 15, overhead: 0, metadata: 0, measured: now, trimmed: now }
     }
 
     pub(super) fn look(&mut self, vm: &Vm) {
