@@ -23,12 +23,20 @@ use crate::vm::Shared;
 /// What repacking by zstd takes of the budget: workspaces of the compressor.
 pub(crate) const REPACKER_COST: usize = 768 << 10;
 
+/// After so many clusters in a row that gained nothing only one in so many is tried: data mostly comes in masses of a kind.
+const IN_VAIN: u32 = 16;
+
 /// Who packs again by zstd, one cluster at a time.
 #[derive(Default)]
-pub(crate) struct Repacker(
+pub(crate) struct Repacker(Mutex<Work>);
+
+#[derive(Default)]
+struct Work {
     /// Made when it is first wanted.
-    Mutex<Option<Box<Encoder>>>,
-);
+    encoder: Option<Box<Encoder>>,
+    /// Clusters since one gained something.
+    in_vain: u32,
+}
 
 impl std::fmt::Debug for Repacker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -46,10 +54,15 @@ impl Vm {
         if shared.budget.charged() < shared.budget.limit() / 8 * 7 {
             return false;
         }
-        let Some(mut encoder) = repacker.0.try_lock() else { return false };
-        let encoder = encoder.get_or_insert_with(|| Box::new(Encoder::new(Method::Zstd)));
+        let Some(mut work) = repacker.0.try_lock() else { return false };
         let Some((extent, chunk)) = shared.tier().next_cold() else { return false };
+        if work.in_vain > IN_VAIN && !work.in_vain.is_multiple_of(IN_VAIN) {
+            work.in_vain += 1;
+            return true;
+        }
+        let encoder = work.encoder.get_or_insert_with(|| Box::new(Encoder::new(Method::Zstd)));
         let pages = chunk.upgrade().and_then(|chunk| replace(shared, encoder, &extent, &chunk));
+        work.in_vain = if pages.is_some() { 0 } else { work.in_vain.wrapping_add(1) };
         shared.counters.repacked.add(pages.unwrap_or(0).into());
         true
     }
