@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod demo;
+mod policy;
 mod run;
 mod sim;
 #[cfg(test)]
@@ -25,6 +26,8 @@ enum Command {
     Test,
     /// Copy a tree larger than the memory through a mount, compare it, show where every byte is.
     Demo(demo::DemoArgs),
+    /// Try policies of replacement on what mounts have logged.
+    Policy(policy::PolicyArgs),
     /// Run seeds of the deterministic simulation of VM and store.
     Sim(sim::SimArgs),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Check => run::finish(check::check()),
         Command::Test => run::finish(check::test()),
         Command::Demo(args) => run::finish(demo::demo(&args)),
+        Command::Policy(args) => run::finish(policy::run(&args)),
         Command::Sim(args) => run::finish(sim::simulate(&args)),
     }
 }

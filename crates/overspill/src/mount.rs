@@ -307,7 +307,9 @@ fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
         None => memory.saturating_sub(fs.account().reserve()),
         Some(store) => {
             let usage = store.usage();
-            let prepared = usage.file_bytes.saturating_sub(stats.stored_bytes);
+            // What is prepared in one object's file is of no use to another.
+            let prepared =
+                if store.separates() { 0 } else { usage.file_bytes.saturating_sub(stats.stored_bytes) };
             let reserve = fs.account().reserve() * page;
             let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
             // What does not pack takes a little more than itself.
@@ -349,7 +351,9 @@ fn open_store(
         }
         (_, Layout::PerObject) => {
             allow_many_files();
-            let files = PerObjectStore::in_directory(path, capacity)?;
+            // A sixteenth of the memory remembers where their blocks are.
+            let most = usize::try_from(options.memory / 16).unwrap_or(usize::MAX) / PerObjectStore::FILE_COST;
+            let files = PerObjectStore::in_directory(path, capacity, most)?;
             let mode = files.mode();
             (Arc::new(files), mode)
         }

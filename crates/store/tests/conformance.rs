@@ -156,7 +156,7 @@ fn file_direct() {
 #[test]
 fn a_file_for_each_object() {
     let dir = disk_dir();
-    conforms(|| Arc::new(PerObjectStore::in_directory(dir.path(), CAPACITY).unwrap()));
+    conforms(|| Arc::new(PerObjectStore::in_directory(dir.path(), CAPACITY, usize::MAX).unwrap()));
 }
 
 #[test]

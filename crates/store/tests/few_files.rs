@@ -10,10 +10,10 @@ use overspill_store::{PerObjectStore, Run, Store};
 fn without_files_objects_share_one() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let dir = disk_dir();
-    let store = PerObjectStore::in_directory(dir.path(), 1 << 20).unwrap();
     let before = getrlimit(Resource::Nofile);
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-    setrlimit(Resource::Nofile, Rlimit { current: Some(open + 10), ..before }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(open + 128 + 10), ..before }).unwrap();
+    let store = PerObjectStore::in_directory(dir.path(), 1 << 20, usize::MAX).unwrap();
     let runs: Vec<Run> = (0..40).map(|n| allocate_for(&store, Some(n), 4, 4).unwrap()).collect();
     let files = store.files();
     setrlimit(Resource::Nofile, before).unwrap();

@@ -5,10 +5,11 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{allocate_for, disk_dir, holds, pattern, settle};
-use overspill_store::{PerObjectStore, Run, Store};
+use overspill_store::{BLOCK, PerObjectStore, Run, Store};
+use overspill_sys::AlignedBuf;
 
 fn store(dir: &std::path::Path) -> PerObjectStore {
-    PerObjectStore::in_directory(dir, 1 << 20).unwrap()
+    PerObjectStore::in_directory(dir, 1 << 20, usize::MAX).unwrap()
 }
 
 /// What an owner leaves goes back to the disk with its file; what others have is theirs.
@@ -103,4 +104,47 @@ fn owners_come_and_go_side_by_side() {
     });
     settle(store, false);
     assert_eq!((store.files(), store.usage().allocated_blocks), (1, 0));
+}
+
+/// Who joins reads of neighbouring blocks knows nothing of files: the numbers of one may go on in another's.
+#[test]
+fn what_lies_side_by_side_by_number_may_be_of_two_files() {
+    let dir = disk_dir();
+    let store = store(dir.path());
+    // In turn, until each has filled two windows: the last block of one's second is followed by the first of another's.
+    let runs: Vec<(u32, Run)> = (0..32)
+        .flat_map(|_| 0..3u32)
+        .map(|owner| (owner, allocate_for(&store, Some(owner), 256, 256).unwrap()))
+        .collect();
+    for (owner, run) in &runs {
+        store.write(run.start, &pattern(*run, (*owner).into())).unwrap();
+    }
+    let mut joined = 0;
+    for (owner, run) in &runs {
+        let end = run.start + run.blocks;
+        let next = runs.iter().find(|(other, next)| next.start == end && other != owner);
+        let Some((other, next)) = next else { continue };
+        let mut buf = AlignedBuf::new(2 * 256 * BLOCK);
+        store.read(run.start, &mut buf).unwrap();
+        assert!(buf[..256 * BLOCK] == pattern(*run, (*owner).into())[..]);
+        assert!(
+            buf[256 * BLOCK..] == pattern(*next, (*other).into())[..],
+            "{next:?} of {other}, read with {run:?}"
+        );
+        joined += 1;
+    }
+    let starts: Vec<u32> = runs.iter().map(|(_, run)| run.start).collect();
+    assert!(joined > 0, "no two owners lie side by side: {starts:?}");
+}
+
+/// No more files than are worth their memory.
+#[test]
+fn beyond_so_many_files_objects_share_one() {
+    let dir = disk_dir();
+    let store = PerObjectStore::in_directory(dir.path(), 1 << 20, 5).unwrap();
+    let runs: Vec<Run> = (0..20).map(|n| allocate_for(&store, Some(n), 4, 4).unwrap()).collect();
+    assert_eq!(store.files(), 5);
+    runs.into_iter().for_each(|run| store.free(run));
+    settle(&store, false);
+    assert_eq!((store.files(), store.usage().file_bytes), (1, 0));
 }

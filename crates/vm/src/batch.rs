@@ -187,7 +187,8 @@ impl Batch {
 
     /// Empties it: its clusters stay where they were.
     pub(crate) fn put_back(&mut self) {
-        self.clusters.drain(..).for_each(|packed| packed.item.put_back());
+        // From the last one on, so that they come in the same order again.
+        self.clusters.drain(..).rev().for_each(|packed| packed.item.put_back());
         self.reset();
     }
 

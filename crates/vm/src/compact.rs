@@ -38,6 +38,7 @@ impl Vm {
             // What cannot be read now stays where it is; who wants it will be told.
             any |= shared.recluster(&chunk, &segment).await.unwrap_or(false);
         }
+        segment.let_go();
         if any {
             shared.counters.compacted.add(1);
         }

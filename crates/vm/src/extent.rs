@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::budget::{Budget, Charge};
 use crate::chunk::{Chunk, PageSet};
-use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::tier::Held;
 
@@ -90,8 +90,15 @@ impl ExtentSpace {
                 }
             }
         }
-        let worst = found.into_iter().map(|segment| (segment.dead_share(), segment));
-        worst.filter(|(share, _)| *share > SPARSE).max_by_key(|(share, _)| *share).map(|(_, segment)| segment)
+        let mut found: SmallVec<[(usize, Ref<Segment>); LOOK]> =
+            found.into_iter().map(|segment| (segment.dead_share(), segment)).collect();
+        found.retain(|(share, _)| *share > SPARSE);
+        found.sort_unstable_by_key(|(share, _)| std::cmp::Reverse(*share));
+        // Not one that somebody else is at.
+        found
+            .into_iter()
+            .map(|(_, segment)| segment)
+            .find(|segment| !segment.taken.swap(true, Ordering::AcqRel))
     }
 
     fn add(&self, segment: &Ref<Segment>) {
@@ -176,6 +183,8 @@ pub(crate) struct Segment {
     blocks: AtomicU32,
     /// Bytes of living pages.
     live: AtomicU32,
+    /// Somebody compacts it.
+    taken: AtomicBool,
     /// Whose clusters were written here.
     chunks: Vec<WeakRef<Chunk>>,
     _charge: Charge,
@@ -204,6 +213,7 @@ impl Segment {
             users: users.map(Into::into),
             blocks: AtomicU32::new(run.blocks()),
             live: AtomicU32::new(0),
+            taken: AtomicBool::new(false),
             chunks,
             _charge: charge,
         };
@@ -217,6 +227,11 @@ impl Segment {
     /// Shows it to who compacts.
     pub(crate) fn register(this: &Ref<Segment>) {
         this.space.add(this);
+    }
+
+    /// Who took it to be compacted is done with it.
+    pub(crate) fn let_go(&self) {
+        self.taken.store(false, Ordering::Release);
     }
 
     /// Whose clusters were written here, those that are still there.

@@ -118,6 +118,7 @@ impl Object {
         let mut done = 0;
         while done < buf.len() {
             let piece = Piece::first(offset + done as u64, buf.len() - done);
+            tracing::trace!(target: "access", object = self.number, chunk = piece.chunk, "read");
             let (out, rest) = buf[done..].split_at_mut(piece.len);
             self.read_piece(piece, out, rest.len(), &mut ahead).await?;
             done += piece.len;
@@ -277,6 +278,7 @@ impl Object {
             // No more at once than a reservation may ever be: matters to the smallest budgets only.
             let most = (self.shared.budget.max_reservation() / PAGE).max(2) - 1;
             let piece = Piece::first(offset + done as u64, (data.len() - done).min(most * PAGE));
+            tracing::trace!(target: "access", object = self.number, chunk = piece.chunk, "write");
             let part = &data[done..done + piece.len];
             let mut progress = Progress { done: 0, space };
             let result = self.write_piece(piece, part, &mut progress).await;

@@ -271,6 +271,8 @@ impl Pageout {
         // Fewer than wanted only mean that clusters go to the store at once.
         let _ = packer.extents.fill(EXTENTS);
         let is_full = self.has_share(shared);
+        // What is packed now and then all the same must not take the rest of memory, bit by bit.
+        let overfull = self.beyond(shared.budget.pageable() / 32 * 31);
         let (mut moved, mut as_they_are) = (false, false);
         let mut batch: Option<Box<Batch>> = None;
         let mut freed = 0;
@@ -300,7 +302,7 @@ impl Pageout {
             let tag = self.next_tag();
             let list = shares.iter().map(Bytes::as_slice);
             // Compressed memory is full and writers wait: what is fastest.
-            let as_it_is = is_full && shared.budget.has_waiters() && self.pace.skips_packing();
+            let as_it_is = is_full && !overfull && shared.budget.has_waiters() && self.pace.skips_packing();
             let began = shared.signals().nanoseconds();
             let encoder = &mut packer.encoder;
             let (encoded, payload) = if as_it_is {

@@ -55,7 +55,8 @@ impl Vm {
             return false;
         }
         let Some(mut work) = repacker.0.try_lock() else { return false };
-        let Some((extent, chunk)) = shared.tier().next_cold() else { return false };
+        let Some(next) = shared.tier().next_cold() else { return false };
+        let Some((extent, chunk)) = next else { return true };
         if work.in_vain > IN_VAIN && !work.in_vain.is_multiple_of(IN_VAIN) {
             work.in_vain += 1;
             return true;

@@ -242,8 +242,9 @@ impl Tier {
         Some(Next::Leaves(Leaving { extent, chunk, object, cost }))
     }
 
-    /// A cluster that was not looked at by who repacks, from the oldest on; it is now. `None` when all were.
-    pub(crate) fn next_cold(&self) -> Option<(Ref<Extent>, WeakRef<Chunk>)> {
+    /// A cluster that was not looked at by who repacks, from the oldest on; it is now. `None` at the end of all, and `None`
+    /// within where some were passed over in vain.
+    pub(crate) fn next_cold(&self) -> Option<Option<(Ref<Extent>, WeakRef<Chunk>)>> {
         let mut cold = self.cold.lock();
         for _ in 0..LOOK {
             let next = self.queues.lock().next_oldest(&mut cold)?;
@@ -256,9 +257,9 @@ impl Tier {
             held.repacked = true;
             let chunk = held.chunk.clone();
             drop(place);
-            return Some((extent, chunk));
+            return Some(Some((extent, chunk)));
         }
-        None
+        Some(None)
     }
 
     /// Gives the turn of one extent in compressed memory to another, new one. False when it has none any more, or is on
@@ -300,10 +301,13 @@ impl Tier {
         }
     }
 
-    /// An extent on its way out stays here after all.
+    /// An extent on its way out stays here after all, and is the next one again.
     pub(crate) fn stays(extent: &Ref<Extent>) {
         if let Place::Memory(held) = &mut *extent.place() {
             held.going_out = false;
+            if held.slot != NOT_QUEUED {
+                held.tier.queues.lock().put_first(held.slot);
+            }
         }
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn run(args: &BuildArgs) -> Outcome<()> {
 
     let world = |kind| bench.world(kind, calibration.tree, limit, memory);
     let turns = Turns::take("build", common, &RIVALS, world)?;
-    report.compare(turns.ours(), UNLIMITED, &[first], |_| None);
+    report.compare(turns.ours(), UNLIMITED, &[first], |row| goal(Kind::Tmpfs, row));
     turns.report(&mut report, goal);
     report.close();
     drop((sources_guard, guards));

@@ -11,7 +11,7 @@ use super::cgroup::Cgroup;
 use super::report::{Measure, Report, Unit, Value};
 use super::tools::{self, During as _, MIB, Outcome, Size, run, run_for};
 use super::worlds::{self, Disk, Kind, Setup, World, as_user};
-use super::{Common, DiskArg, Turns};
+use super::{Common, DiskArg, Turns, undo};
 
 /// Arguments of `bench database`.
 #[derive(Debug, clap::Args)]
@@ -123,24 +123,6 @@ struct Postgres {
     version: String,
 }
 
-/// A server that stops when dropped, however what used it ended.
-struct Server<'a> {
-    postgres: &'a Postgres,
-    data: PathBuf,
-}
-
-impl Drop for Server<'_> {
-    fn drop(&mut self) {
-        let stopped = self
-            .postgres
-            .command(None, "pg_ctl")
-            .and_then(|mut command| run(command.args(["-m", "fast", "-w", "stop", "-D"]).arg(&self.data)));
-        if let Err(why) = stopped {
-            eprintln!("bench database: {why}");
-        }
-    }
-}
-
 impl Postgres {
     /// The newest that is installed.
     fn find() -> Option<Postgres> {
@@ -186,8 +168,16 @@ impl Postgres {
         std::fs::write(&conf, all).during(conf.display())?;
         let log = sockets.path().join("log");
         let mut start = self.command(group, "pg_ctl")?;
-        run(start.args(["-w", "start", "-D"]).arg(&data).arg("-l").arg(&log))?;
-        let server = Server { postgres: self, data: data.clone() };
+        start.args(["-w", "start", "-D"]).arg(&data).arg("-l").arg(&log);
+        let mut stop = self.command(None, "pg_ctl")?;
+        stop.args(["-m", "fast", "-w", "stop", "-D"]).arg(&data);
+        let ((), server) = undo::make(|| {
+            if let Err(why) = run(&mut start) {
+                let _ = run(&mut stop);
+                return Err(why);
+            }
+            Ok(((), Box::new(move || run(&mut stop).map(drop))))
+        })?;
         let client = |name: &str| -> Outcome<Command> {
             let mut command = self.command(group, name)?;
             command.arg("-h").arg(sockets.path());

@@ -43,6 +43,9 @@ const LIMITS: [(&str, Unit, f64); 8] = [
 /// Bytes written at once.
 const BUF: usize = 1 << 20;
 
+/// What a world can hold.
+const WORLD: u64 = 4 * GIB;
+
 /// What a slow writer writes in a second: there is time to pack again.
 const SLOWLY: u64 = 12 * MIB;
 
@@ -104,7 +107,7 @@ impl Bench<'_> {
             &Setup {
                 base: self.base,
                 program: self.program,
-                size: 2 * GIB,
+                size: WORLD,
                 memory,
                 disk: Disk::Directory,
                 cgroup,
@@ -143,7 +146,7 @@ impl Bench<'_> {
         let mut file = File::create(world.dir.join("f")).during("a file on ours")?;
         let mut buf = vec![0; BUF];
         let (mut held, begun) = (0, Instant::now());
-        while held < 16 * self.memory {
+        while held < (16 * self.memory).min(WORLD - WORLD / 16) {
             source.fill(&mut buf)?;
             file.write_all(&buf).during("writing to ours")?;
             held += MIB;
@@ -213,6 +216,7 @@ impl Bench<'_> {
             return Ok(None);
         }
         let data = self.base.join("data");
+        let guard = worlds::file(&data, 0)?;
         let (mut source, mut file) = (Real::new(&SOURCE), File::create(&data).during(data.display())?);
         let mut buf = vec![0; BUF];
         for _ in 0..self.memory / MIB {
@@ -225,7 +229,7 @@ impl Bench<'_> {
         tools::run(group.command(Path::new("cp"))?.arg(&data).arg(&world.dir))?;
         let there = File::open(world.dir.join("data")).during("what was copied")?;
         there.sync_all().during("fsync")?;
-        std::fs::remove_file(&data).during(data.display())?;
+        drop(guard);
         std::fs::write("/proc/sys/vm/drop_caches", "3").during("drop_caches")?;
         let held = group.usage().ok_or("the group does not say what it holds")?;
         drop(there);

@@ -238,7 +238,9 @@ impl Row {
     /// Not met where there is no number to show for it.
     fn met(&self) -> Option<bool> {
         let goal = self.goal?;
-        Some(self.ratio().is_some_and(|ratio| ratio >= goal))
+        // Nothing at all is better than any limit, and has no ratio.
+        let none = self.unit.less_is_better() && self.ours.number() == Some(0.0);
+        Some(none || self.ratio().is_some_and(|ratio| ratio >= goal))
     }
 
     /// The row's names and values, in the order of the form.

@@ -217,7 +217,7 @@ impl Bench<'_> {
                 cpu += tools::cpu_seconds() - busy;
             }
             if world.alive() {
-                settle(&world.dir);
+                settle(&world.dir, job.user);
             }
         }
         let mib = |bytes: Option<u64>| bytes.map_or(Value::Nothing, |b| Value::Number(b as f64 / MIB as f64));
@@ -304,9 +304,12 @@ fn numbers(row: &str, unit: Unit, done: &Done) -> Vec<Measure> {
 }
 
 /// Writes back what the world's file system holds dirty, and drops the kernel's caches.
-fn settle(dir: &Path) {
-    let synced =
-        std::fs::File::open(dir).during("opening").and_then(|d| rustix::fs::syncfs(&d).during("syncfs"));
+fn settle(dir: &Path, user: Option<&str>) {
+    // A user's mount is closed to root.
+    let sync = |mut command: std::process::Command| {
+        tools::run_for(command.arg("-f").arg(dir), Duration::from_secs(300)).map(drop)
+    };
+    let synced = worlds::as_user(user, None, Path::new("sync")).and_then(sync);
     let dropped = std::fs::write("/proc/sys/vm/drop_caches", "3").during("drop_caches");
     for error in [synced, dropped].into_iter().filter_map(Outcome::err) {
         eprintln!("bench spill: between phases: {error}");

@@ -160,7 +160,7 @@ fn tree(path: &Path) -> Outcome<Guard> {
 }
 
 /// Makes a file with all its blocks, that goes again.
-fn file(path: &Path, size: u64) -> Outcome<Guard> {
+pub(crate) fn file(path: &Path, size: u64) -> Outcome<Guard> {
     let path = path.to_path_buf();
     let ((), guard) = undo::make(|| {
         use std::os::unix::fs::OpenOptionsExt as _;

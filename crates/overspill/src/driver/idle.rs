@@ -1,9 +1,15 @@
 //! Whether a core has nothing to do.
 
+use std::time::{Duration, Instant};
+
+/// Over less time than this ticks say nothing.
+const WINDOW: Duration = Duration::from_millis(200);
+
 /// Ticks of all cores, as of the last look.
 #[derive(Debug, Default)]
 pub(crate) struct Cores {
     last: Option<Ticks>,
+    looked: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +21,12 @@ struct Ticks {
 
 impl Cores {
     /// Whether about one core's worth of time went unused since the last call. Not at the first one, nor where the
-    /// kernel does not say.
+    /// kernel does not say, nor where that was just now.
     pub(crate) fn have_one_idle(&mut self) -> bool {
+        if self.looked.is_some_and(|looked| looked.elapsed() < WINDOW) {
+            return false;
+        }
+        self.looked = Some(Instant::now());
         let now = std::fs::read_to_string("/proc/stat").ok().and_then(|text| Ticks::parse(&text));
         let before = std::mem::replace(&mut self.last, now);
         before.zip(now).is_some_and(|(before, now)| now.one_idle_since(before))

@@ -5,7 +5,7 @@
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
 //! | helper | compression beside it ([`Vm::help_pageout`]); again where it is cold ([`Vm::repack`]) | writers that wait for memory; an idle core |
 //! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
-//! | store again | what came back from there in part or not at all | requests |
+//! | read again, write again | what came back from there in part or not at all | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
@@ -120,7 +120,8 @@ impl Driver {
                     // One is enough; the others may be refused for want of memory.
                     (1..RINGS).try_for_each(|_| self.start_ring(vm).map(drop))?;
                     self.store_io = StoreIo::Ring;
-                    return self.spawn_thread("store again", vm, ring::run_again);
+                    self.spawn_thread("read again", vm, ring::read_again)?;
+                    return self.spawn_thread("write again", vm, ring::write_again);
                 }
                 Err(error) => self.store_io = StoreIo::Threads(Some(error)),
             }
@@ -187,7 +188,7 @@ fn run_helper(vm: &Vm, wakeups: &Wakeups) {
         }
         wakeups.helper.wait(wait);
         wait = AT_MOST;
-        if cores.have_one_idle() {
+        if !vm.has_waiters() && cores.have_one_idle() {
             let end = Instant::now() + REPACK;
             while !vm.has_waiters() && vm.repack() {
                 if Instant::now() > end {

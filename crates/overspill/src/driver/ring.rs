@@ -2,18 +2,17 @@
 //! more than one because who reads unpacks.
 //!
 //! What ends otherwise than whole (the end of the file, an error, a file system that takes no direct I/O after all) is
-//! done again by a thread of its own, the plain way, which says what came of it.
+//! done again by threads of their own, the plain way, which say what came of it.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 
 use overspill_sys::{Ring, RingEvent, RingSize};
 use overspill_vm::{ReadIo, Vm, WriteIo};
 
-use super::signals::{AT_MOST, Event, Wakeups};
+use super::signals::{self, AT_MOST, Event, Wakeups};
 use super::threads::{Reader, extent_of, perform_write, place_of};
 
 /// Reads at once of a ring, and what one of them brings: neighbours together.
@@ -23,25 +22,30 @@ const READ_BYTES: usize = 128 << 10;
 const WRITES: usize = 1;
 
 /// Requests that the ring could not do.
-#[derive(Default)]
-pub(super) struct Again {
-    requests: Mutex<VecDeque<Request>>,
+pub(super) struct Again<T> {
+    requests: Mutex<VecDeque<T>>,
     added: Event,
 }
 
-enum Request {
-    Reads(Vec<ReadIo>),
-    Write(WriteIo),
+impl<T> Default for Again<T> {
+    fn default() -> Self {
+        Again { requests: Mutex::default(), added: Event::default() }
+    }
 }
 
-impl Again {
-    fn push(&self, request: Request) {
+impl<T> Again<T> {
+    fn push(&self, request: T) {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push_back(request);
         self.added.set();
     }
 
-    fn next(&self) -> Option<Request> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    /// The next one; waits for it a while.
+    fn next(&self) -> Option<T> {
+        let next = self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if next.is_none() {
+            self.added.wait(AT_MOST);
+        }
+        next
     }
 
     pub(super) fn wake(&self) {
@@ -49,20 +53,23 @@ impl Again {
     }
 }
 
-/// Does what the ring could not.
-pub(super) fn run_again(vm: &Vm, wakeups: &Wakeups) {
+/// Does the reads that a ring could not.
+pub(super) fn read_again(vm: &Vm, wakeups: &Wakeups) {
     let mut reader = Reader::new(READ_BYTES);
     while !wakeups.stopped() {
-        match wakeups.again.next() {
-            Some(Request::Reads(mut reads)) => {
-                reader.reads.append(&mut reads);
-                reader.perform(vm);
-            }
-            Some(Request::Write(write)) => {
-                perform_write(vm, write);
-                wakeups.pageout.set();
-            }
-            None => wakeups.again.added.wait(AT_MOST),
+        if let Some(mut reads) = wakeups.reads_again.next() {
+            reader.reads.append(&mut reads);
+            reader.perform(vm);
+        }
+    }
+}
+
+/// Does the writes that a ring could not.
+pub(super) fn write_again(vm: &Vm, wakeups: &Wakeups) {
+    while !wakeups.stopped() {
+        if let Some(write) = wakeups.writes_again.next() {
+            perform_write(vm, write);
+            wakeups.pageout.set();
         }
     }
 }
@@ -88,23 +95,36 @@ pub(super) fn run(vm: &Vm, wakeups: &Wakeups, made: &Sender<std::io::Result<()>>
     let mut under_way = UnderWay::default();
     while !wakeups.stopped() {
         under_way.begin(vm, &mut ring, wakeups);
-        if vm.has_reads() || vm.has_writes() {
-            wakeups.bells.ring();
+        // What there is no room for here is for another.
+        for (kind, there_are) in [(signals::READS, vm.has_reads()), (signals::WRITES, vm.has_writes())] {
+            if there_are {
+                wakeups.bells.ring(kind);
+            }
         }
         // Who makes something ready after this rings; what was ready before is seen here.
-        bell.asleep.store(true, Ordering::SeqCst);
+        bell.sleeps(room_for(&ring));
         if under_way.can_begin(vm, &ring) {
-            bell.asleep.store(false, Ordering::SeqCst);
+            bell.is_up();
             continue;
         }
-        let waited = ring.wait(AT_MOST, |ring, event| under_way.end(vm, ring, event, wakeups));
-        bell.asleep.store(false, Ordering::SeqCst);
+        let waited = ring.wait(AT_MOST, |ring, event| {
+            bell.is_up();
+            under_way.end(vm, ring, event, wakeups);
+        });
+        bell.is_up();
         if let Err(error) = waited {
             // Nothing is lost: what is under way still ends, and is seen with the next wait.
             tracing::warn!(%error, "io_uring does not wait");
             std::thread::sleep(AT_MOST / 10);
         }
     }
+}
+
+/// Kinds of requests that it has a free slot for.
+fn room_for(ring: &Ring) -> u8 {
+    let reads = if ring.free_read().is_some() { signals::READS } else { 0 };
+    let writes = if ring.free_write().is_some() { signals::WRITES } else { 0 };
+    reads | writes
 }
 
 /// What is at the store, by slot of the ring.
@@ -129,7 +149,7 @@ impl UnderWay {
             let len = extent_of(reads).len();
             match store.direct(first.start(), len) {
                 Some((_, offset)) => ring.read(slot, offset, len),
-                None => wakeups.again.push(Request::Reads(std::mem::take(reads))),
+                None => wakeups.reads_again.push(std::mem::take(reads)),
             }
         }
         while let Some(slot) = ring.free_write() {
@@ -142,7 +162,7 @@ impl UnderWay {
                 }
                 None => {
                     drop(buf);
-                    wakeups.again.push(Request::Write(write));
+                    wakeups.writes_again.push(write);
                 }
             }
         }
@@ -154,7 +174,7 @@ impl UnderWay {
                 let reads = &mut self.reads[slot];
                 let all = extent_of(reads);
                 if result.ok() != Some(all.len()) {
-                    return wakeups.again.push(Request::Reads(std::mem::take(reads)));
+                    return wakeups.reads_again.push(std::mem::take(reads));
                 }
                 for read in reads.drain(..) {
                     let bytes = place_of(&read, all.start);
@@ -164,7 +184,7 @@ impl UnderWay {
             RingEvent::Write(slot, result) => {
                 let Some(write) = self.writes[slot].take() else { return };
                 if result.ok() != Some(write.bytes().len()) {
-                    return wakeups.again.push(Request::Write(write));
+                    return wakeups.writes_again.push(write);
                 }
                 vm.complete_write(write, Ok(()));
                 wakeups.pageout.set();

@@ -1,12 +1,12 @@
 //! Who is woken by what.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use overspill_sys::RingWaker;
-use overspill_vm::Signals;
+use overspill_vm::{ReadIo, Signals, WriteIo};
 
 use super::ring::Again;
 
@@ -43,10 +43,26 @@ impl Event {
 /// Threads with a ring, at most.
 pub(super) const RINGS: usize = 2;
 
+/// Kinds of requests, as bits.
+pub(super) const READS: u8 = 1;
+pub(super) const WRITES: u8 = 2;
+
 /// Wakes a thread that has a ring, if it sleeps: a system call, which who does not sleep is spared.
 pub(super) struct Bell {
     waker: RingWaker,
-    pub(super) asleep: AtomicBool,
+    /// It sleeps, and has room for requests of these kinds.
+    waits_for: AtomicU8,
+}
+
+impl Bell {
+    /// The thread is about to sleep. Who makes something ready after this rings; it must look once more itself.
+    pub(super) fn sleeps(&self, room_for: u8) {
+        self.waits_for.store(room_for, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_up(&self) {
+        self.waits_for.store(0, Ordering::SeqCst);
+    }
 }
 
 /// Of all threads that have one.
@@ -56,7 +72,7 @@ pub(super) struct Bells([OnceLock<Bell>; RINGS]);
 impl Bells {
     /// A bell for one more, if there is place.
     pub(super) fn add(&self, waker: RingWaker) -> Option<&Bell> {
-        let mut bell = Some(Bell { waker, asleep: AtomicBool::new(false) });
+        let mut bell = Some(Bell { waker, waits_for: AtomicU8::new(0) });
         self.0.iter().find_map(|place| {
             let mut taken = false;
             let here = place.get_or_init(|| {
@@ -71,10 +87,14 @@ impl Bells {
         self.0[0].get().is_some()
     }
 
-    /// Wakes one that sleeps. Where none does, all are about to look anyway, and see whatever was made ready before.
-    pub(super) fn ring(&self) {
-        let sleeper =
-            self.0.iter().filter_map(OnceLock::get).find(|bell| bell.asleep.swap(false, Ordering::SeqCst));
+    /// Wakes one that sleeps and has room for a request of this kind. Where none does, all that have are about to look
+    /// anyway, and the others look when they have.
+    pub(super) fn ring(&self, kind: u8) {
+        let wakes = |bell: &&Bell| {
+            let up = |room_for: u8| (room_for & kind != 0).then_some(0);
+            bell.waits_for.fetch_update(Ordering::SeqCst, Ordering::SeqCst, up).is_ok()
+        };
+        let sleeper = self.0.iter().filter_map(OnceLock::get).find(wakes);
         if let Some(bell) = sleeper {
             bell.waker.wake();
         }
@@ -98,8 +118,9 @@ pub(super) struct Wakeups {
     pub(super) fetch: Event,
     /// Where there are rings these are woken instead of who waits for `store` and `fetch`.
     pub(super) bells: Bells,
-    /// What the ring could not do.
-    pub(super) again: Again,
+    /// What a ring could not do.
+    pub(super) reads_again: Again<Vec<ReadIo>>,
+    pub(super) writes_again: Again<WriteIo>,
     pub(super) upkeep: Event,
     pub(super) stop: AtomicBool,
 }
@@ -114,7 +135,8 @@ impl Wakeups {
             store: event(),
             fetch: event(),
             bells: Bells::default(),
-            again: Again::default(),
+            reads_again: Again::default(),
+            writes_again: Again::default(),
             upkeep: event(),
             stop: AtomicBool::new(false),
         }
@@ -122,7 +144,7 @@ impl Wakeups {
 
     /// Somebody should take reads.
     pub(super) fn reads_wait(&self) {
-        if self.bells.are_there() { self.bells.ring() } else { self.fetch.set() }
+        if self.bells.are_there() { self.bells.ring(READS) } else { self.fetch.set() }
     }
 
     /// Wakes everybody, to see that they should stop.
@@ -130,7 +152,8 @@ impl Wakeups {
         for event in [&self.pageout, &self.helper, &self.store, &self.fetch, &self.upkeep] {
             event.set();
         }
-        self.again.wake();
+        self.reads_again.wake();
+        self.writes_again.wake();
         self.bells.ring_all();
     }
 
@@ -152,7 +175,7 @@ impl Signals for Wakeups {
     }
 
     fn writes_ready(&self) {
-        if self.bells.are_there() { self.bells.ring() } else { self.store.set() }
+        if self.bells.are_there() { self.bells.ring(WRITES) } else { self.store.set() }
     }
 
     fn nanoseconds(&self) -> u64 {

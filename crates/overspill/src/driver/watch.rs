@@ -34,7 +34,7 @@ impl MemoryWatch {
             return;
         }
         self.measured = Instant::now();
-        let resident = resident_bytes();
+        let Some(resident) = resident_bytes() else { return };
         let stats = vm.stats();
         // Memory that is free here but not given back is no reason to page out.
         let idle = stats.arena_idle_bytes;
@@ -64,9 +64,9 @@ impl MemoryWatch {
     }
 }
 
-/// This process's resident memory.
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size()
+/// This process's resident memory; `None` where it cannot be told just now.
+fn resident_bytes() -> Option<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size())
 }

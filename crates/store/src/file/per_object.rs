@@ -23,8 +23,14 @@ use crate::{AllocError, BLOCK, Run, Store, Usage, lock};
 /// Blocks of a window: no run of a [`FileStore`] crosses from one into the next.
 const WINDOW: u32 = SEGMENT;
 
-/// Blocks that a file is given first: most objects are small.
+/// Blocks that a file is given first: most objects are small. Then as many as it has.
 const FIRST_STEP: u32 = 8;
+
+/// Steps from the first to what the longest run needs.
+const STEPS: u32 = 8;
+
+/// Open files that are left to the rest of the process.
+const SPARE: u64 = 128;
 
 /// How many owners' wants are remembered until the next upkeep; the others ask again.
 const WANTS: usize = 64;
@@ -39,11 +45,13 @@ const EVERYBODY: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct PerObjectStore {
     dir: PathBuf,
+    /// Files, at most.
+    most: usize,
     capacity: u32,
     keep_free: u64,
     files: RwLock<Files>,
-    /// Owners that want space. Its memory is there from the start.
-    wants: Mutex<Vec<u32>>,
+    /// Owners that want space, and how many blocks. Its memory is there from the start.
+    wants: Mutex<Vec<(u32, u32)>>,
     upkeep: Mutex<Upkeep>,
     /// No more files could be had when one was last wanted: who has none shares the first.
     full: AtomicBool,
@@ -78,6 +86,15 @@ struct OwnFile {
     windows: RwLock<Vec<u32>>,
 }
 
+/// How many of `len` bytes from block `start` on lie in its window.
+fn in_window(start: u32, len: usize) -> usize {
+    len.min((WINDOW - start % WINDOW) as usize * BLOCK)
+}
+
+fn blocks(bytes: usize) -> u32 {
+    u32::try_from(bytes / BLOCK).unwrap_or(u32::MAX)
+}
+
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -95,12 +112,19 @@ impl OwnFile {
 }
 
 impl PerObjectStore {
-    /// Files of up to `capacity_blocks` altogether in `dir`.
+    /// Bytes of memory that a file takes: the allocator's nodes, most of it.
+    pub const FILE_COST: usize = 5 << 10;
+
+    /// Files of up to `capacity_blocks` altogether in `dir`, at most `most` of them: each takes [`PerObjectStore::FILE_COST`]
+    /// of memory, and one of the files that the process may have open.
     ///
     /// # Errors
     /// When files cannot be made there.
-    pub fn in_directory(dir: &Path, capacity_blocks: u32) -> Result<PerObjectStore, StoreError> {
+    pub fn in_directory(dir: &Path, capacity_blocks: u32, most: usize) -> Result<PerObjectStore, StoreError> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let open = limit.and_then(|files| usize::try_from(files.saturating_sub(SPARE)).ok());
         let store = PerObjectStore {
+            most: most.min(open.unwrap_or(usize::MAX)).max(1),
             dir: dir.to_owned(),
             capacity: capacity_blocks,
             keep_free: 0,
@@ -152,10 +176,10 @@ impl PerObjectStore {
         Some((file, inner * WINDOW + start % WINDOW))
     }
 
-    fn want(&self, owner: u32) {
+    fn want(&self, owner: u32, blocks: u32) {
         let mut wants = lock(&self.wants);
-        if wants.len() < WANTS && !wants.contains(&owner) {
-            wants.push(owner);
+        if wants.len() < WANTS && wants.iter().all(|(known, _)| *known != owner) {
+            wants.push((owner, blocks));
         }
     }
 
@@ -164,15 +188,16 @@ impl PerObjectStore {
         if let Some(file) = self.file_of(owner) {
             return Some(file);
         }
-        match open::unnamed(&self.dir) {
-            Ok(file) => {
+        let made = if self.files() < self.most { open::unnamed(&self.dir).ok() } else { None };
+        match made {
+            Some(file) => {
                 let mut store = FileStore::new(file, self.capacity, self.mode() == IoMode::Direct);
                 store.first_step = FIRST_STEP;
                 Some(self.add(owner, store.keep_free(self.keep_free).ahead(0)))
             }
-            Err(error) => {
+            None => {
                 if !std::mem::replace(&mut upkeep.told, true) {
-                    tracing::warn!(%error, "no more files for the store: objects share one");
+                    tracing::info!(files = self.files(), "no more files for the store: objects share one");
                 }
                 self.full.store(true, Ordering::Relaxed);
                 self.file_of(EVERYBODY)
@@ -239,8 +264,9 @@ impl PerObjectStore {
         upkeep.next += some.len();
         let mut more = false;
         for file in &some {
-            if file.store.usage_of_blocks() == 0 {
+            if file.owner != EVERYBODY && file.store.usage_of_blocks() == 0 {
                 self.close_if_empty(file);
+                more |= some.len() == SWEEP;
             } else if !pressure {
                 more |= self.maintain_file(file, false);
             }
@@ -260,13 +286,13 @@ impl Store for PerObjectStore {
         let own = files.of.get(&owner);
         let shared = || files.of.get(&EVERYBODY).filter(|_| self.full.load(Ordering::Relaxed));
         let Some(file) = own.or_else(shared) else {
-            self.want(owner);
+            self.want(owner, max);
             return Err(AllocError::NotReady);
         };
-        let run = file.store.allocate(min, max).inspect_err(|_| self.want(file.owner))?;
+        let run = file.store.allocate(min, max).inspect_err(|_| self.want(file.owner, max))?;
         self.allocated.fetch_add(u64::from(run.blocks), Ordering::Relaxed);
         if file.store.is_nearly_out() {
-            self.want(file.owner);
+            self.want(file.owner, GROUP);
         }
         Ok(file.outer(run))
     }
@@ -283,18 +309,32 @@ impl Store for PerObjectStore {
     }
 
     fn write(&self, start: u32, buf: &[u8]) -> io::Result<()> {
-        let (file, start) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
-        file.store.write(start, buf)
+        let (mut start, mut buf) = (start, buf);
+        while !buf.is_empty() {
+            let here = in_window(start, buf.len());
+            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+            file.store.write(inner, &buf[..here])?;
+            (start, buf) = (start.wrapping_add(blocks(here)), &buf[here..]);
+        }
+        Ok(())
     }
 
+    /// Neighbours by number may be of different files: who joins reads knows nothing of that.
     fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
-        let (file, start) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
-        file.store.read(start, buf)
+        let (mut start, mut buf) = (start, buf);
+        while !buf.is_empty() {
+            let here = in_window(start, buf.len());
+            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+            let (now, rest) = buf.split_at_mut(here);
+            file.store.read(inner, now)?;
+            (start, buf) = (start.wrapping_add(blocks(here)), rest);
+        }
+        Ok(())
     }
 
     fn maintain(&self, pressure: bool) -> bool {
         let mut upkeep = lock(&self.upkeep);
-        let mut wants = [0; WANTS];
+        let mut wants = [(0, 0); WANTS];
         let count = {
             let mut list = lock(&self.wants);
             let count = list.len();
@@ -304,12 +344,21 @@ impl Store for PerObjectStore {
         };
         // Without pressure nothing is prepared: who still wants something says so again.
         let wants = if pressure { &wants[..count] } else { &[] };
-        for owner in wants {
-            if let Some(file) = self.provide(&mut upkeep, *owner)
-                && self.open_windows(&file)
-            {
-                // As far as who was turned away needs it, who asks again for the rest.
+        for (owner, wanted) in wants {
+            let Some(file) = self.provide(&mut upkeep, *owner) else { continue };
+            for _ in 0..STEPS {
+                if !self.open_windows(&file) {
+                    break;
+                }
                 self.maintain_file(&file, true);
+                if file.store.free_blocks() >= *wanted {
+                    break;
+                }
+            }
+            if file.owner != EVERYBODY && file.store.prepared() == 0 {
+                // No numbers, or no space, are left: it shares, or hears that all is full.
+                self.close_if_empty(&file);
+                self.full.store(true, Ordering::Relaxed);
             }
         }
         if wants.is_empty() { self.sweep(&mut upkeep, pressure) } else { count == WANTS }
@@ -336,6 +385,10 @@ impl FileStore {
     fn backed(&self) -> u32 {
         let space = lock(&self.space);
         space.blist.prepared() - space.absent
+    }
+
+    fn free_blocks(&self) -> u32 {
+        lock(&self.space).blist.free_blocks()
     }
 
     fn usage_of_blocks(&self) -> u32 {
