@@ -14,7 +14,8 @@
 //! process with it: a mount that answers ENOTCONN is better than one that hangs for want of pageout.
 //!
 //! None of them is an operation's own: what waits is a task, and tasks hold no thread. But a thread that would wait for its
-//! operation's read does it itself ([`Spawn::begun`]): waking another one, and being woken, takes longer than a fast disk.
+//! operation's read does it itself ([`overspill_fuse::Spawn::begun`]): waking another one, and being woken, takes longer
+//! than a fast disk.
 
 mod idle;
 mod ring;
