@@ -157,6 +157,33 @@ fn an_existing_file_is_safe_without_force() {
     assert!(holds(&store, run, 3));
 }
 
+/// Who has the file open, or by another name, does not see what is spilled; and another user's is left alone.
+#[test]
+fn a_forced_store_is_a_file_of_its_own() {
+    use std::io::{Read as _, Seek as _};
+    let dir = disk_dir();
+    let (path, link) = (dir.path().join("known"), dir.path().join("link"));
+    std::fs::write(&path, "mine").unwrap();
+    std::fs::hard_link(&path, &link).unwrap();
+    let mut held = std::fs::File::open(&path).unwrap();
+    let store = FileStore::at_path(&path, blocks(64 * MIB), true).unwrap();
+    let run = allocate(&store, 4, 4).unwrap();
+    store.write(run.start, &pattern(run, 3)).unwrap();
+    let mut seen = String::new();
+    held.rewind().unwrap();
+    held.read_to_string(&mut seen).unwrap();
+    assert_eq!((seen.as_str(), std::fs::read_to_string(&link).unwrap().as_str()), ("mine", "mine"));
+    assert!(!path.exists());
+
+    if rustix::process::geteuid().is_root() {
+        std::fs::write(&path, "his").unwrap();
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        let refused = FileStore::at_path(&path, 1, true).unwrap_err();
+        assert!(matches!(refused, StoreError::NotYours(_, 65_534)), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "his");
+    }
+}
+
 #[test]
 fn refusals_say_why() {
     let dir = disk_dir();

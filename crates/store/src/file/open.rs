@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -22,6 +24,17 @@ pub enum StoreError {
     /// The file exists, and was not to be overwritten.
     #[error("no store at {}: the file exists; give another path, or --force to destroy its contents", .0.display())]
     Exists(PathBuf),
+    /// The file exists and is another user's: its name and contents are not ours to destroy.
+    #[error("no store at {}: the file belongs to the user {}; give another path", .0.display(), .1)]
+    NotYours(PathBuf, u32),
+    /// The file system takes no bytes of a file without a name.
+    #[error("no store at {}: its file system does not keep a file that has lost its name ({source}); choose another place", .path.display())]
+    NotWithoutName {
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Access is denied.
     #[error("no store at {}: permission denied; choose a place this user may write to", .0.display())]
     Permission(PathBuf),
@@ -42,6 +55,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The same of another path: of a directory, when a file in it was asked for.
+    fn on(self, path: &Path) -> StoreError {
+        let path = path.to_path_buf();
+        match self {
+            StoreError::NoSuchPath(_) => StoreError::NoSuchPath(path),
+            StoreError::NotADirectory(_) => StoreError::NotADirectory(path),
+            StoreError::Permission(_) => StoreError::Permission(path),
+            StoreError::Io { source, .. } => StoreError::Io { path, source },
+            other => other,
+        }
+    }
+
     pub(super) fn of(path: &Path, errno: Errno) -> StoreError {
         let path = path.to_path_buf();
         match errno {
@@ -114,14 +139,37 @@ fn flags() -> OFlags {
     OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW
 }
 
-/// An unnamed file in a directory.
+/// An unnamed file in a directory, whose file system is seen to keep what is written to one.
 pub(super) fn unnamed(dir: &Path) -> Result<File, StoreError> {
-    let stat = rustix::fs::stat(dir).map_err(|errno| StoreError::of(dir, errno))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return Err(StoreError::NotADirectory(dir.to_path_buf()));
+    checked(unnamed_in(&open_directory(dir)?, dir)?, dir)
+}
+
+/// Another one, where [`unnamed`] made one before.
+pub(super) fn unnamed_again(dir: &Path) -> Result<File, StoreError> {
+    unnamed_in(&open_directory(dir)?, dir)
+}
+
+fn checked(file: File, path: &Path) -> Result<File, StoreError> {
+    let failed = |source| StoreError::NotWithoutName { path: path.to_owned(), source };
+    check_without_name(&file).map_err(failed)?;
+    Ok(file)
+}
+
+/// A directory, held open: whatever happens to its path meanwhile, names are made and removed in this one.
+fn open_directory(dir: &Path) -> Result<OwnedFd, StoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::empty()) {
+        // One that may be written to need not be one that may be read.
+        Err(Errno::ACCESS) => rustix::fs::open(dir, flags | OFlags::PATH, Mode::empty()),
+        opened => opened,
     }
-    let fail = |errno| StoreError::of(dir, errno);
-    match rustix::fs::open(dir, OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE, PRIVATE) {
+    .map_err(|errno| StoreError::of(dir, errno))
+}
+
+/// An unnamed file in an open directory, which is called `name` in errors.
+fn unnamed_in(dir: &OwnedFd, name: &Path) -> Result<File, StoreError> {
+    let fail = |errno| StoreError::of(name, errno);
+    match rustix::fs::openat(dir, ".", OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE, PRIVATE) {
         Ok(fd) => Ok(File::from(fd)),
         // File systems that know no unnamed files say the one; kernels that know none, the other.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => briefly_named(dir).map_err(fail),
@@ -130,14 +178,14 @@ pub(super) fn unnamed(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// A file that has a name only while it is being opened.
-fn briefly_named(dir: &Path) -> Result<File, Errno> {
+fn briefly_named(dir: &OwnedFd) -> Result<File, Errno> {
     for attempt in 0u32..100 {
-        let path = dir.join(format!(".overspill-{:016x}", random_name(attempt)));
-        match rustix::fs::open(&path, flags() | OFlags::CREATE | OFlags::EXCL, PRIVATE) {
+        let name = format!(".overspill-{:016x}", random_name(attempt));
+        match rustix::fs::openat(dir, &name, flags() | OFlags::CREATE | OFlags::EXCL, PRIVATE) {
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
             Ok(fd) => {
-                rustix::fs::unlink(&path)?;
+                rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
                 return Ok(File::from(fd));
             }
         }
@@ -153,29 +201,44 @@ fn random_name(attempt: u32) -> u64 {
     hasher.finish()
 }
 
-/// A file at this path, created, or emptied if `force` allows it; its name is gone on return.
-pub(super) fn at_path(path: &Path, force: bool) -> Result<File, StoreError> {
-    let fail = |errno| StoreError::of(path, errno);
-    let file = match rustix::fs::open(path, flags() | OFlags::CREATE | OFlags::EXCL, PRIVATE) {
-        Err(Errno::EXIST) if force => reuse(path)?,
-        opened => File::from(opened.map_err(fail)?),
-    };
-    rustix::fs::unlink(path).map_err(fail)?;
-    Ok(file)
+/// Writes to a file without a name and reads it back: some file systems (libfuse's with `hard_remove`) let one be made and
+/// refuse every byte of it. Leaves the file empty.
+fn check_without_name(file: &File) -> io::Result<()> {
+    let written = [0x5a; crate::BLOCK];
+    let mut read = [0; crate::BLOCK];
+    match file.write_all_at(&written, 0) {
+        // A full disk is no reason: there may be room when it is needed.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+        result => {
+            result?;
+            file.read_exact_at(&mut read, 0)?;
+            if read != written {
+                return Err(io::Error::other("it reads back other bytes than were written"));
+            }
+        }
+    }
+    file.set_len(0)
 }
 
-/// Opens and empties an existing regular file.
-fn reuse(path: &Path) -> Result<File, StoreError> {
+/// An unnamed file in the directory of `path`. What lies at `path` loses its name, if `force` allows it: it is never used
+/// itself, for it may have other names and be open elsewhere, and whoever has it would see what is spilled.
+pub(super) fn at_path(path: &Path, force: bool) -> Result<File, StoreError> {
     let fail = |errno| StoreError::of(path, errno);
-    let fd = rustix::fs::open(path, flags() | OFlags::NONBLOCK, Mode::empty()).map_err(fail)?;
-    let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH).map_err(fail)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(StoreError::NotAFile(path.to_path_buf()));
+    let Some(name) = path.file_name() else { return Err(StoreError::NotAFile(path.to_path_buf())) };
+    let dir = open_directory(parent(path)).map_err(|error| error.on(path))?;
+    match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(fail(errno)),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
+            return Err(StoreError::NotAFile(path.to_path_buf()));
+        }
+        Ok(_) if !force => return Err(StoreError::Exists(path.to_path_buf())),
+        Ok(stat) if stat.st_uid != rustix::process::geteuid().as_raw() => {
+            return Err(StoreError::NotYours(path.to_path_buf(), stat.st_uid));
+        }
+        Ok(_) => rustix::fs::unlinkat(&dir, name, AtFlags::empty()).map_err(fail)?,
     }
-    // What pages hold is nobody else's business, whatever the file was before.
-    rustix::fs::fchmod(&fd, PRIVATE).map_err(fail)?;
-    rustix::fs::ftruncate(&fd, 0).map_err(fail)?;
-    Ok(File::from(fd))
+    checked(unnamed_in(&dir, path)?, path)
 }
 
 /// Whether the file system says that it does direct I/O in our units on this file.
@@ -200,4 +263,19 @@ pub(super) fn set_direct(file: &File, on: bool) -> bool {
     let Ok(mut flags) = rustix::fs::fcntl_getfl(file) else { return false };
     flags.set(OFlags::DIRECT, on);
     rustix::fs::fcntl_setfl(file, flags).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libfuse's `hard_remove` lets a file be made and lose its name, and then refuses every byte of it.
+    #[test]
+    fn a_file_that_takes_no_bytes_is_no_store() {
+        let sealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).unwrap();
+        let refused = checked(File::from(sealed), Path::new("/somewhere")).unwrap_err();
+        assert!(matches!(refused, StoreError::NotWithoutName { .. }), "{refused}");
+        assert!(refused.to_string().contains("/somewhere"), "{refused}");
+    }
 }

@@ -188,7 +188,7 @@ impl PerObjectStore {
         if let Some(file) = self.file_of(owner) {
             return Some(file);
         }
-        let made = if self.files() < self.most { open::unnamed(&self.dir).ok() } else { None };
+        let made = if self.files() < self.most { open::unnamed_again(&self.dir).ok() } else { None };
         match made {
             Some(file) => {
                 let mut store = FileStore::new(file, self.capacity, self.mode() == IoMode::Direct);
