@@ -17,6 +17,13 @@ impl TmpFs {
         Ok(self.inode(ino)?.attr())
     }
 
+    /// Whether an operation on a file's data has changed attributes that were handed out: set-id bits cleared, blocks come or
+    /// gone. Whoever keeps a copy must drop it before the operation is answered. Until attributes are handed out again the
+    /// answer is no.
+    pub fn has_stale_attributes(&self, ino: u64) -> bool {
+        self.inode(ino).is_ok_and(|inode| inode.has_stale_attributes())
+    }
+
     /// Changes attributes. A size, which may have to wait, is set first; if that fails nothing else is changed.
     ///
     /// A new owner or group clears the set-id bits of anything but a directory, and so does a new size unless the

@@ -26,6 +26,9 @@ const INLINE_NAME: usize = 24;
 /// What the two indexes take for an entry, with the slack of their nodes.
 const INDEX_COST: usize = 64;
 
+/// What an entry with a short name takes of metadata.
+pub(crate) const ENTRY_COST: usize = size_of::<Entry>() + INDEX_COST;
+
 /// A valid name with its hash, computed before any lock is taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Name<'a> {
@@ -139,7 +142,7 @@ impl NewEntry {
     /// When there is no memory for it.
     pub(crate) fn new(vm: &Vm, name: Name<'_>) -> Result<NewEntry, VmError> {
         let long = if name.bytes.len() > INLINE_NAME { name.bytes.len() + 16 } else { 0 };
-        let charge = vm.charge(size_of::<Entry>() + INDEX_COST + long)?;
+        let charge = vm.charge(ENTRY_COST + long)?;
         let name = SmallVec::from_slice(name.bytes);
         Ok(NewEntry(Ref::new(Entry { cookie: 0, target: AtomicU64::new(0), name, _charge: charge })?))
     }

@@ -3,13 +3,15 @@
 //! The bytes are the object's. What is decided here is what a size means: bytes at and after it are zeros, it grows
 //! only after the bytes before it are in, and it shrinks only after the bytes behind it are cleared.
 
+use std::sync::atomic::Ordering;
+
 use overspill_vm::{Object, PAGE, Space, VmError};
 
 use crate::MAX_FILE_SIZE;
 use crate::error::FsError;
 use crate::fs::TmpFs;
 use crate::inode::{CAPABILITY, File, Inode};
-use crate::types::{FallocateMode, SeekTo, WriteFlags};
+use crate::types::{Caller, FallocateMode, SeekTo, WriteFlags};
 
 const PAGE_SIZE: u64 = PAGE as u64;
 
@@ -25,7 +27,7 @@ impl TmpFs {
         let _gate = file.gate.read().await;
         let len = clip(buf.len(), offset, file.size());
         let buf = &mut buf[..len];
-        if offset + len as u64 > file.lost_from() {
+        if file.is_lost(&(offset..offset + len as u64)) {
             return Err(VmError::Lost.into());
         }
         match file.object.get() {
@@ -37,8 +39,8 @@ impl TmpFs {
 
     /// Writes into a file, and says how many bytes are in: fewer than given only if it failed after those.
     ///
-    /// A write that has begun should be driven to its end: dropping it half way leaves what was written in place,
-    /// possibly behind the end of the file.
+    /// A write that is dropped half way may leave some of its bytes within the file; those beyond its end are cleared
+    /// before anybody can see them.
     ///
     /// # Errors
     /// [`FsError::FileTooBig`]; [`FsError::Memory`] when not one byte could be written.
@@ -60,23 +62,29 @@ impl TmpFs {
         let data = &data[..clip(data.len(), offset, MAX_FILE_SIZE)];
         let from = if flags.reserve { Space::Reserve } else { Space::Normal };
 
-        let _gate = file.gate.read().await;
+        let gate = gate_for_growth(file, offset).await?;
+        let remains = Remains::of_write(file, offset + data.len() as u64);
         let (written, failure) = match self.object(file).write(offset, data, from).await {
             Ok(()) => (data.len(), None),
             Err((written, failure)) => (written, Some(failure)),
         };
-        match failure {
-            Some(failure) if written == 0 => return Err(failure.into()),
-            _ => {}
+        remains.end();
+        if written > 0 {
+            file.grow(offset + written as u64);
+            self.wrote(&inode, flags);
         }
-        file.grow(offset + written as u64);
-        self.wrote(&inode, flags);
-        Ok(written)
+        drop(gate);
+        let Some(failure) = failure else { return Ok(written) };
+        if file.has_remains.load(Ordering::Acquire) {
+            // An earlier try of this write came further. Where it cannot be cleared now it is before the file grows.
+            let _ = clear_remains(file, &file.gate.write().await).await;
+        }
+        if written == 0 { Err(failure.into()) } else { Ok(written) }
     }
 
     /// Takes note that data which somebody was told is written did not come in: its range reads as an error until it
-    /// is written again, and the file is at least long enough to hold it. When even that note finds no room, everything
-    /// from there on reads as an error until the file is cut below it.
+    /// is written again, and the file is at least long enough to hold it. Where the system has no memory even for that
+    /// note, the range reads as an error until the file is cut below it.
     ///
     /// This is for a kernel's writeback that had to be refused: nobody is left to hear the error, and zeros or old
     /// bytes in that place would be silent damage.
@@ -87,15 +95,15 @@ impl TmpFs {
         let inode = self.inode(ino)?;
         let file = inode.file()?;
         let end = checked_end(offset, len)?;
-        let _gate = file.gate.read().await;
+        let _gate = gate_for_growth(file, offset).await?;
         if let Err(unmarked) = self.object(file).lose(offset, end) {
-            file.lose_from(unmarked);
+            file.lose(&(unmarked..end));
         }
         file.grow(end);
         Ok(())
     }
 
-    /// Allocates, clears or punches a range of a file.
+    /// Allocates, clears or punches a range of a file. Set-id bits go, unless the caller is privileged.
     ///
     /// # Errors
     /// [`FsError::Invalid`] for an empty range; [`FsError::FileTooBig`]; [`FsError::Memory`], after which part of the
@@ -106,11 +114,13 @@ impl TmpFs {
         offset: u64,
         len: u64,
         mode: FallocateMode,
+        caller: Caller,
     ) -> Result<(), FsError> {
         let inode = self.inode(ino)?;
         let file = inode.file()?;
         let end = checked_end(offset, len)?;
-        let _gate = file.gate.write().await;
+        let gate = file.gate.write().await;
+        clear_remains(file, &gate).await?;
         match mode {
             FallocateMode::PunchHole => {
                 if let Some(object) = file.object.get() {
@@ -129,7 +139,8 @@ impl TmpFs {
                 grow_unless(keep_size, file, end);
             }
         }
-        inode.meta().modified(self.now());
+        let flags = WriteFlags { kill_suidgid: !caller.privileged, ..WriteFlags::default() };
+        self.wrote(&inode, flags);
         Ok(())
     }
 
@@ -163,7 +174,8 @@ impl TmpFs {
         if size > MAX_FILE_SIZE {
             return Err(FsError::FileTooBig);
         }
-        let _gate = file.gate.write().await;
+        let gate = file.gate.write().await;
+        clear_remains(file, &gate).await?;
         if let Some(object) = file.object.get() {
             cut(file, object, size).await?;
         }
@@ -200,6 +212,60 @@ impl TmpFs {
         _capability = meta.take_xattr(CAPABILITY);
         if cleared || _capability.is_some() {
             meta.ctime = now;
+        }
+    }
+}
+
+type Shared<'a> = async_lock::RwLockReadGuard<'a, ()>;
+type Exclusive<'a> = async_lock::RwLockWriteGuard<'a, ()>;
+
+/// The gate, shared, for a change at `offset` that may make the file longer: bytes between its end and there are zeros.
+async fn gate_for_growth(file: &File, offset: u64) -> Result<Shared<'_>, FsError> {
+    let gate = file.gate.read().await;
+    if offset <= file.size() || !file.has_remains.load(Ordering::Acquire) {
+        return Ok(gate);
+    }
+    drop(gate);
+    clear_remains(file, &file.gate.write().await).await?;
+    Ok(file.gate.read().await)
+}
+
+/// Clears what writes that were given up have left beyond the end of the file.
+async fn clear_remains(file: &File, _gate: &Exclusive<'_>) -> Result<(), FsError> {
+    if !file.has_remains.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let (size, page_end) = (file.size(), file.size().next_multiple_of(PAGE_SIZE));
+    if let Some(object) = file.object.get() {
+        object.discard(page_end / PAGE_SIZE, u64::MAX)?;
+        match object.zero(size, page_end).await {
+            Ok(()) | Err(VmError::Lost) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    file.has_remains.store(false, Ordering::Release);
+    Ok(())
+}
+
+/// Takes note when a write is dropped before its end.
+struct Remains<'a>(Option<&'a File>);
+
+impl<'a> Remains<'a> {
+    /// Of a write up to `end`. Within the file it leaves nothing that could be taken for zeros.
+    fn of_write(file: &'a File, end: u64) -> Self {
+        Remains((end > file.size()).then_some(file))
+    }
+
+    /// The write has come to its end.
+    fn end(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Remains<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.0 {
+            file.has_remains.store(true, Ordering::Release);
         }
     }
 }

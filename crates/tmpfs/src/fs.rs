@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use overspill_slab::Ref;
 use overspill_vm::{Account, Vm, VmError};
 
-use crate::dir::Name;
+use crate::dir::{ENTRY_COST, Name};
 use crate::error::FsError;
 use crate::inode::{Birth, Inode, Node};
 use crate::sync::lock;
@@ -19,6 +19,8 @@ use crate::{NAME_MAX, ROOT_INO};
 
 /// What the table, a radix tree and an `Arc` take for an inode beside itself.
 const INODE_OVERHEAD: usize = 64;
+/// What an empty file takes of metadata: its inode and a short name.
+const FILE_COST: usize = size_of::<Inode>() + INODE_OVERHEAD + ENTRY_COST;
 /// The most links an inode may have.
 pub(crate) const LINK_MAX: u32 = u32::MAX - 1;
 
@@ -171,13 +173,14 @@ impl TmpFs {
 
     /// Sizes, for statfs(2).
     pub fn statfs(&self) -> StatFs {
-        let pages = self.account.limit();
-        let inodes = self.inodes_limit.unwrap_or(0);
+        let (pages, used) = (self.account.limit(), self.slots.used());
+        let by_memory = (self.vm.metadata_left() / FILE_COST) as u64;
+        let free = self.inodes_limit.map_or(by_memory, |limit| limit.saturating_sub(used).min(by_memory));
         StatFs {
             pages,
             pages_free: pages.saturating_sub(self.account.used()),
-            inodes,
-            inodes_free: inodes.saturating_sub(self.slots.used()),
+            inodes: self.inodes_limit.unwrap_or(used + free),
+            inodes_free: free,
         }
     }
 
@@ -295,7 +298,7 @@ mod tests {
         let of = |fs: &'static TmpFs| {
             sendable(Some(fs.write(1, 0, &[], WriteFlags::default())));
             sendable(Some(fs.setattr(1, SetAttr::default(), Caller::default())));
-            sendable(Some(fs.fallocate(1, 0, 1, crate::FallocateMode::PunchHole)));
+            sendable(Some(fs.fallocate(1, 0, 1, crate::FallocateMode::PunchHole, Caller::default())));
         };
         let _: fn(&'static TmpFs) = of;
     }

@@ -4,7 +4,8 @@
 //! table, and its memory and pages go when the last operation on it ends.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, RwLock};
 
 use overspill_vm::{Charge, Object};
@@ -55,9 +56,16 @@ pub(crate) struct File {
     pub(crate) gate: async_lock::RwLock<()>,
     /// Bytes at and after it are zeros. Grows under the shared gate, otherwise changes under the exclusive one.
     size: AtomicU64, // g
-    /// Bytes at and after it cannot be read: data was lost there that could not be noted page by page.
-    lost_from: AtomicU64, // g, as the size
+    /// Bytes in here cannot be read: data was lost in this range that could not be noted page by page. Empty else.
+    lost: Mutex<Range<u64>>, // g, as the size
+    /// A write was given up half way: bytes of it may lie beyond the end of the file, where zeros are promised.
+    pub(crate) has_remains: AtomicBool,
+    /// The mode and the count of pages that attributes showed last, packed; see [`Inode::has_stale_attributes`].
+    shown: AtomicU64,
 }
+
+/// [`File::shown`] where nobody keeps attributes.
+const NOTHING_SHOWN: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -113,7 +121,9 @@ impl Node {
             object: OnceLock::new(),
             gate: async_lock::RwLock::new(()),
             size: AtomicU64::new(0),
-            lost_from: AtomicU64::new(u64::MAX),
+            lost: Mutex::new(0..0),
+            has_remains: AtomicBool::new(false),
+            shown: AtomicU64::new(NOTHING_SHOWN),
         })
     }
 
@@ -140,20 +150,27 @@ impl File {
         self.size.fetch_max(end, Ordering::AcqRel);
     }
 
-    pub(crate) fn lost_from(&self) -> u64 {
-        self.lost_from.load(Ordering::Acquire)
+    /// Whether bytes of this range cannot be read.
+    pub(crate) fn is_lost(&self, range: &Range<u64>) -> bool {
+        let lost = lock(&self.lost);
+        lost.start < range.end && range.start < lost.end
     }
 
-    /// Nothing from `offset` on can be read.
-    pub(crate) fn lose_from(&self, offset: u64) {
-        self.lost_from.fetch_min(offset, Ordering::AcqRel);
+    /// Nothing from `range` can be read, nor what lies between it and what was lost before.
+    pub(crate) fn lose(&self, range: &Range<u64>) {
+        let mut lost = lock(&self.lost);
+        *lost = if lost.is_empty() {
+            range.clone()
+        } else {
+            lost.start.min(range.start)..lost.end.max(range.end)
+        };
     }
 
     /// Sets the size; the gate must be held exclusively. What is cut off is lost no more.
     pub(crate) fn set_size(&self, size: u64) {
-        if size <= self.lost_from() {
-            self.lost_from.store(u64::MAX, Ordering::Release);
-        }
+        let mut lost = lock(&self.lost);
+        lost.end = lost.end.min(size);
+        drop(lost);
         self.size.store(size, Ordering::Release);
     }
 }
@@ -236,8 +253,8 @@ impl Inode {
     }
 
     pub(crate) fn attr(&self) -> Attr {
-        let pages = self.pages();
         let meta = self.meta();
+        let pages = self.show(meta.mode);
         let size = match &self.node {
             Node::File(file) => file.size(),
             Node::Dir(_) => meta.entries * ENTRY_SIZE,
@@ -260,6 +277,40 @@ impl Inode {
             btime: self.btime,
         }
     }
+}
+
+/// What an operation on data changes without whoever keeps a copy of the attributes having asked for it.
+impl Inode {
+    /// The count of pages, for attributes that are handed out: from now on a change of it, or of the mode, makes them stale.
+    fn show(&self, mode: u32) -> u64 {
+        let Node::File(file) = &self.node else { return 0 };
+        loop {
+            let pages = self.pages();
+            file.shown.store(shown(pages, mode), Ordering::SeqCst);
+            // A write either sees what is stored here, or is seen here.
+            if self.pages() == pages {
+                return pages;
+            }
+        }
+    }
+
+    /// Whether attributes were handed out that are no longer true, for once: until they are handed out again the answer is no.
+    pub(crate) fn has_stale_attributes(&self) -> bool {
+        let Node::File(file) = &self.node else { return false };
+        let now = shown(self.pages(), self.meta().mode);
+        let before = file.shown.load(Ordering::SeqCst);
+        before != NOTHING_SHOWN
+            && before != now
+            && file
+                .shown
+                .compare_exchange(before, NOTHING_SHOWN, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+    }
+}
+
+/// To the keeper of a copy an empty file and one of a page are alike (see the shim): its first page comes without notice.
+fn shown(pages: u64, mode: u32) -> u64 {
+    pages.max(1) << 12 | u64::from(mode & MODE_BITS)
 }
 
 impl Meta {

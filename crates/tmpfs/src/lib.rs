@@ -44,8 +44,9 @@ pub const NAME_MAX: usize = 255;
 /// The longest target of a symbolic link, in bytes.
 pub const SYMLINK_MAX: usize = 4095;
 
-/// The largest size a file may have: the largest signed offset, rounded down to a page.
-pub const MAX_FILE_SIZE: u64 = i64::MAX as u64 & !(overspill_vm::PAGE as u64 - 1);
+/// The largest size a file may have: the largest signed offset, which is the kernel's own limit. What the kernel takes
+/// from a writer must find its place here.
+pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
 
 /// The longest value of an extended attribute, and the longest list of their names.
 pub const XATTR_SIZE_MAX: usize = 65536;

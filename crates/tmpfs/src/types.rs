@@ -252,9 +252,9 @@ pub struct StatFs {
     pub pages: u64,
     /// Pages of those that do not exist.
     pub pages_free: u64,
-    /// Inodes that may exist; zero when there is no limit, as in tmpfs.
+    /// Inodes that may exist: the limit, or where there is none those there are and those there is memory for.
     pub inodes: u64,
-    /// Inodes of those that do not exist.
+    /// Inodes that could be made now: what the limit and the memory for metadata allow.
     pub inodes_free: u64,
 }
 

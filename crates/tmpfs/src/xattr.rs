@@ -48,14 +48,16 @@ impl TmpFs {
         Ok(())
     }
 
-    /// The names of an inode's extended attributes, each followed by a zero byte, as listxattr(2) gives them.
+    /// The names of an inode's extended attributes, each followed by a zero byte, as listxattr(2) gives them. Those of
+    /// `trusted.` are for callers who may read them (CAP_SYS_ADMIN).
     ///
     /// # Errors
     /// [`FsError::Stale`].
-    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+    pub fn listxattr(&self, ino: u64, with_trusted: bool) -> Result<Vec<u8>, FsError> {
         let inode = self.inode(ino)?;
         let meta = inode.meta();
-        let names = meta.xattrs.iter().flat_map(|xattrs| xattrs.keys());
+        let all = meta.xattrs.iter().flat_map(|xattrs| xattrs.keys());
+        let names = all.filter(|name| with_trusted || !name.starts_with(b"trusted."));
         Ok(names.flat_map(|name| name.iter().copied().chain([0])).collect())
     }
 

@@ -161,7 +161,7 @@ fn step_once(
     let most = if rng.random() { longest } else { 3 * P / 2 };
     let len = rng.random_range(1..=most);
     let end = offset + len;
-    let falloc = |mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode)).unwrap();
+    let falloc = |mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode, ME)).unwrap();
     let choice = rng.random_range(0..100);
     *operation = format!("choice {choice}, {offset}+{len}, size {}", model.size());
     match choice {

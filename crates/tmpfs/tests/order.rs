@@ -83,7 +83,7 @@ fn a_punch_waits_for_a_parked_write() {
     let data = [5; 8 * PAGE];
     let mut writing = pin!(parked_write!(fs, ino, 0, &data));
     assert!(poll(&mut writing).is_pending(), "memory is full");
-    let mut punching = pin!(fs.fallocate(ino, P, P, FallocateMode::PunchHole));
+    let mut punching = pin!(fs.fallocate(ino, P, P, FallocateMode::PunchHole, ME));
     assert!(poll(&mut punching).is_pending(), "a write is under way");
     assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
     assert_eq!(testing::block_on(fs.vm(), punching), Ok(()));

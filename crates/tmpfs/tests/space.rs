@@ -59,7 +59,7 @@ fn a_preallocation_that_cannot_fit_takes_nothing() {
     let fs = fs_on(&vm(256), 10);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     write(&fs, ino, 0, &[1; 2 * PAGE]).unwrap();
-    let falloc = |offset, len, mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode));
+    let falloc = |offset, len, mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode, ME));
     let allocate = FallocateMode::Allocate { keep_size: false };
     assert_eq!(falloc(0, 1 << 50, allocate).unwrap_err().errno(), ENOSPC);
     assert_eq!(falloc(0, 11 * P, allocate).unwrap_err().errno(), ENOSPC);

@@ -14,7 +14,7 @@ use crate::extent::{
     EXTENT_ALIGN, EXTENT_COST, Extent, Place, RunGuard, SEGMENT_BLOCKS, SEGMENT_COST, Segment,
 };
 use crate::sync::Arc;
-use crate::tier::Tier;
+use crate::tier::{Tier, Turn};
 
 /// Where a cluster came from.
 pub(crate) enum Item {
@@ -25,10 +25,20 @@ pub(crate) enum Item {
 }
 
 impl Item {
+    /// It is the next one again.
     fn put_back(self) {
         match self {
             Item::Fresh { chunk, pages, .. } => chunk.lock().abandon_writing(pages),
-            Item::Held(extent, _) => Tier::stays(&extent),
+            Item::Held(extent, _) => Tier::stays(&extent, Turn::First),
+        }
+    }
+
+    /// Its turn comes again when all others have had theirs.
+    fn pass_over(self) {
+        match self {
+            Item::Held(extent, _) => Tier::stays(&extent, Turn::Last),
+            // Pages are at the end of their queue since they were taken.
+            fresh @ Item::Fresh { .. } => fresh.put_back(),
         }
     }
 
@@ -189,6 +199,12 @@ impl Batch {
     pub(crate) fn put_back(&mut self) {
         // From the last one on, so that they come in the same order again.
         self.clusters.drain(..).rev().for_each(|packed| packed.item.put_back());
+        self.reset();
+    }
+
+    /// Empties it: its clusters stay where they were, and let others go first.
+    pub(crate) fn pass_over(&mut self) {
+        self.clusters.drain(..).for_each(|packed| packed.item.pass_over());
         self.reset();
     }
 

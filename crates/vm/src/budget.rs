@@ -237,12 +237,26 @@ impl Budget {
     /// Charges metadata without waiting.
     ///
     /// # Errors
-    /// [`VmError::NoMemory`] when metadata already takes three quarters of the budget.
+    /// [`VmError::NoMemory`] when metadata has its share of the budget already.
     pub(crate) fn charge(self: &Arc<Self>, bytes: usize) -> Result<Charge, VmError> {
-        if self.metadata() + bytes > self.limit / 4 * 3 {
+        if bytes > self.metadata_left() {
             return Err(VmError::NoMemory);
         }
         Ok(self.charge_forced(bytes))
+    }
+
+    /// What metadata may still take of its share, three quarters of the budget. Metadata that must be (of data that
+    /// somebody was told is written) may go beyond.
+    pub(crate) fn metadata_left(&self) -> usize {
+        (self.limit / 4 * 3).saturating_sub(self.metadata())
+    }
+
+    /// Whether `bytes` of metadata that must be could come upon us twice and leave too little for pages to move; or
+    /// little of its share is left.
+    pub(crate) fn metadata_is_short(&self, bytes: usize) -> bool {
+        let must_be = bytes.saturating_mul(2).min(self.limit / 2);
+        let metadata = self.metadata();
+        metadata + must_be > self.limit / 8 * 7 || metadata > self.limit / 8 * 5
     }
 
     /// Charges metadata that exists already or cannot be done without.

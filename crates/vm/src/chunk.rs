@@ -120,12 +120,31 @@ impl Deref for ChunkRef {
     }
 }
 
-/// Pages of a chunk that lie in one extent.
-#[derive(Debug, Clone)]
+/// Pages of a chunk that lie in one extent. While it lives, the extent knows that a chunk shows it.
+#[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) extent: Ref<Extent>,
-    /// Which of the extent's pages are still this chunk's.
+    /// Which of the extent's pages are still this chunk's; never none, but for a moment.
     pub(crate) live: PageSet,
+}
+
+impl Cluster {
+    fn new(extent: Ref<Extent>, live: PageSet) -> Cluster {
+        extent.show(live);
+        Cluster { extent, live }
+    }
+}
+
+impl Clone for Cluster {
+    fn clone(&self) -> Cluster {
+        Cluster::new(self.extent.clone(), self.live)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.extent.hide(self.live, 0);
+    }
 }
 
 /// What a chunk's lock guards.
@@ -394,15 +413,14 @@ impl ChunkState {
 
     /// The pages' slots die; an extent goes with its last page (R57).
     fn forget_slots(&mut self, set: PageSet) {
+        self.clusters.retain(|cluster| cluster.live & !set != 0);
         for cluster in &mut self.clusters {
             let dying = cluster.live & set;
-            cluster.live &= !set;
-            // With the last page the extent itself goes, if nobody else shows it; who else does counts for himself.
-            if dying != 0 && cluster.live != 0 && Ref::handles(&cluster.extent) == 1 {
-                cluster.extent.bury(dying.count_ones());
+            if dying != 0 {
+                cluster.live &= !set;
+                cluster.extent.hide(dying, cluster.live);
             }
         }
-        self.clusters.retain(|cluster| cluster.live != 0);
     }
 
     /// Writes `data` at byte `at` of `page`, all inside the page. `filled` is the cluster the page was fetched
@@ -496,23 +514,20 @@ impl ChunkState {
         let Some(cluster) = self.clusters.iter_mut().find(|c| Ref::ptr_eq(&c.extent, old)) else {
             return false;
         };
-        // Others that show it would go on showing the old one, and both would take memory.
-        if Ref::handles(old) != 2 || cluster.live & !new.pages() != 0 || !go_ahead() {
+        // A fork would go on showing the old one, and both would take memory.
+        if !old.has_one_chunk() || cluster.live & !new.pages() != 0 || !go_ahead() {
             return false;
         }
-        if cluster.live != new.pages() {
-            new.bury((new.pages() & !cluster.live).count_ones());
-        }
         // `old` is the caller's too: it is not dropped here, under the lock.
-        cluster.extent = new.clone();
+        *cluster = Cluster::new(new.clone(), cluster.live);
         true
     }
 
-    /// The pages that `extent` held turn out to be unreadable for good.
-    pub(crate) fn lose_extent(&mut self, extent: &Ref<Extent>) {
+    /// The pages that lie in a strip of `extent` turn out to be unreadable for good; its other strips may be sound.
+    pub(crate) fn lose_strip(&mut self, extent: &Ref<Extent>, strip: usize) {
         let hit = self.clusters.iter().filter(|c| Ref::ptr_eq(&c.extent, extent));
+        let set = hit.fold(0, |set, cluster| set | cluster.live) & extent.pages_of(strip);
         // A clean page still has its bytes: it loses its slot only.
-        let set = hit.fold(0, |set, cluster| set | cluster.live);
         self.forget_slots(set);
         self.dirty |= set & self.resident;
         self.lost |= set & !self.resident;
@@ -576,11 +591,7 @@ impl ChunkState {
         let live = self.writing & set;
         self.writing &= !set;
         if live != 0 {
-            let extent = extent();
-            if live != set {
-                extent.bury((set & !live).count_ones());
-            }
-            self.clusters.push(Cluster { extent, live });
+            self.clusters.push(Cluster::new(extent(), live));
             self.drop_bytes(live);
         }
     }

@@ -9,6 +9,7 @@ use overspill_slab::Ref;
 use crate::chunk::{Chunk, ChunkHandle as _, Cluster, PageSet, members};
 use crate::error::VmError;
 use crate::extent::{Extent, Segment};
+use crate::fetch::PageInError;
 use crate::sync::Arc;
 use crate::vm::Shared;
 use crate::{CHUNK_PAGES, PAGE, Vm};
@@ -80,7 +81,15 @@ impl Shared {
         let most = (self.budget.max_reservation() / PAGE).clamp(1, CHUNK_PAGES);
         let set = members(live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
         let mut reservation = self.budget.reserve(set.count_ones() as usize * PAGE).await?;
-        let unpacked = self.fetch(extent, extent.strips(set), || ()).await?.wait().await?;
+        let unpacked = match self.page_in(extent, extent.strips(set), None, || ()).await {
+            Ok(unpacked) => unpacked,
+            Err(PageInError::Damaged(strip)) => {
+                // Were it left here its segment would be the sparsest for ever, and hide the others.
+                chunk.lock().lose_strip(extent, strip);
+                return Ok(());
+            }
+            Err(PageInError::Failed(error)) => return Err(error),
+        };
         let mut state = chunk.lock();
         for page in members(set) {
             let is_there = |c: &Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;

@@ -16,8 +16,8 @@ use overspill_store::{AllocError, BLOCK, Run, Store};
 use smallvec::SmallVec;
 
 use crate::budget::{Budget, Charge};
-use crate::chunk::{Chunk, PageSet};
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use crate::chunk::{Chunk, PageSet, members};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::tier::Held;
 
@@ -316,9 +316,17 @@ pub(crate) struct Extent {
     /// Seeds the checksums, so that another cluster's bytes are not taken for this one's. Never used twice.
     tag: u64,
     pages: PageSet,
-    /// How many of them died while the extent lived. Changed under the place's lock.
+    /// How many chunks show pages of it: a fork shows what its original shows. Readers and batches that hold the extent
+    /// for a moment do not count. Like the next two it changes under the place's lock. [`MANY`] is never left.
+    shows: AtomicU8,
+    /// How many pages no chunk shows any more.
     dead: AtomicU8,
+    /// While two chunks show it: the pages that one of them has given up.
+    given_up: AtomicU16,
 }
+
+/// Chunks that show an extent are counted up to this; from three on no page of it is counted dead before one alone is left.
+const MANY: u8 = u8::MAX;
 
 kept!(counted Extent, "extent");
 
@@ -341,7 +349,15 @@ impl Extent {
         if let Place::Store(segment, _) = &place {
             segment.add_live(encoded.len());
         }
-        Extent { place: Mutex::new(place), encoded, tag, pages, dead: AtomicU8::new(0) }
+        Extent {
+            place: Mutex::new(place),
+            encoded,
+            tag,
+            pages,
+            shows: AtomicU8::new(0),
+            dead: AtomicU8::new(0),
+            given_up: AtomicU16::new(0),
+        }
     }
 
     /// It has left compressed memory for this segment. Answers what it was.
@@ -351,24 +367,78 @@ impl Extent {
         std::mem::replace(&mut *place, Place::stored(segment, at))
     }
 
-    /// Pages of it died, while others live on. For who alone shows it.
-    pub(crate) fn bury(&self, pages: u32) {
+    /// One more chunk shows these pages of it: the first one ever, or a fork, which shows what its original does.
+    pub(crate) fn show(&self, pages: PageSet) {
         let place = self.place();
-        let before = self.live_len();
-        self.dead.fetch_add(u8::try_from(pages).unwrap_or(0), Ordering::Relaxed);
-        if let Place::Store(segment, _) = &*place {
-            segment.sub_live(before - self.live_len());
+        let before = self.shows.load(Ordering::Relaxed);
+        self.shows.store(before.saturating_add(1), Ordering::Relaxed);
+        self.given_up.store(0, Ordering::Relaxed);
+        if before == 0 {
+            self.bury(&place, self.encoded.pages() - pages.count_ones() as usize);
         }
+    }
+
+    /// A chunk gives up pages of it, and goes on to show `left`; with none left it shows the extent no more.
+    pub(crate) fn hide(&self, pages: PageSet, left: PageSet) {
+        let place = self.place();
+        let shows = self.shows.load(Ordering::Relaxed);
+        match shows {
+            1 => self.bury(&place, self.encoded.pages() - left.count_ones() as usize),
+            2 => {
+                let before = self.given_up.load(Ordering::Relaxed);
+                self.bury(&place, self.dead() + (pages & before).count_ones() as usize);
+                self.given_up.store((before | pages) & !(before & pages), Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        if left == 0 && shows != MANY {
+            self.shows.store(shows - 1, Ordering::Relaxed);
+            self.given_up.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// So many of its pages are dead now.
+    fn bury(&self, place: &Place, dead: usize) {
+        let before = self.live_len();
+        self.dead.store(u8::try_from(dead).unwrap_or(u8::MAX), Ordering::Relaxed);
+        if let Place::Store(segment, _) = place {
+            segment.sub_live(before.saturating_sub(self.live_len()));
+        }
+    }
+
+    fn dead(&self) -> usize {
+        usize::from(self.dead.load(Ordering::Relaxed))
+    }
+
+    /// Whether one chunk alone shows it.
+    pub(crate) fn has_one_chunk(&self) -> bool {
+        let _still = self.place();
+        self.shows.load(Ordering::Relaxed) == 1
+    }
+
+    /// The pages that lie in this strip.
+    pub(crate) fn pages_of(&self, strip: usize) -> PageSet {
+        let inside = members(self.pages).filter(|&page| self.encoded.strip_of(self.rank(page)) == strip);
+        inside.fold(0, |set, page| set | 1 << page)
     }
 
     /// Whether a part of it that is worth an effort is dead.
     pub(crate) fn is_stale(&self) -> bool {
-        usize::from(self.dead.load(Ordering::Relaxed)) * 8 >= self.encoded.pages().max(1)
+        self.dead() * 8 >= self.encoded.pages().max(1)
     }
 
     /// Bytes of payload, less the dead pages' share.
     fn live_len(&self) -> usize {
-        let (dead, all) = (usize::from(self.dead.load(Ordering::Relaxed)), self.encoded.pages().max(1));
+        self.len_without(self.dead())
+    }
+
+    /// The same were these pages all that live. For [`crate::testing`].
+    pub(crate) fn live_len_of(&self, live: PageSet) -> usize {
+        self.len_without(self.encoded.pages() - live.count_ones() as usize)
+    }
+
+    fn len_without(&self, dead: usize) -> usize {
+        let all = self.encoded.pages().max(1);
         self.len() - self.len() * dead.min(all) / all
     }
 
@@ -448,13 +518,24 @@ impl Extent {
     }
 
     /// Checks and unpacks some strips from their bytes.
+    ///
+    /// # Errors
+    /// The first strip whose bytes are not those that were written.
     pub(crate) fn unpack(
         &self,
         strips: Range<usize>,
         payload: &[u8],
         out: &mut [u8],
-    ) -> Result<codec::Pages, codec::CodecError> {
-        codec::decode(&self.encoded, self.tag, strips, payload, out)
+    ) -> Result<codec::Pages, usize> {
+        codec::decode(&self.encoded, self.tag, strips.clone(), payload, out).map_err(|_| {
+            let base = self.encoded.bytes_of(strips.clone()).start;
+            let is_damaged = |strip: &usize| {
+                let bytes = self.encoded.bytes_of(*strip..*strip + 1);
+                let bytes = payload.get(bytes.start - base..bytes.end - base).unwrap_or(&[]);
+                codec::decode(&self.encoded, self.tag, *strip..*strip + 1, bytes, out).is_err()
+            };
+            strips.clone().find(is_damaged).unwrap_or(strips.start)
+        })
     }
 
     /// Bytes of the budget it takes in compressed memory. For [`crate::testing`].

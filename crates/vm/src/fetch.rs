@@ -17,6 +17,7 @@ use crate::error::VmError;
 use crate::extent::{BlocksOfStrips, Extent};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::ticket::{Pending, Sender, ticket};
+use crate::vm::Shared;
 
 /// Bytes one slot stands for in the budget: what is unpacked, and room for what it is unpacked from.
 pub(crate) const SLOT_COST: usize = MAX_CLUSTER + MAX_PAYLOAD.next_multiple_of(crate::PAGE);
@@ -37,13 +38,13 @@ impl Unpacked {
         extent: &Ref<Extent>,
         strips: Range<usize>,
         mut slot: FetchSlot,
-    ) -> Result<Result<Arc<Unpacked>, VmError>, FetchSlot> {
+    ) -> Result<Outcome, FetchSlot> {
         let (out, packed) = slot.buffers();
         let Some(len) = extent.copy_held(strips.clone(), packed) else { return Err(slot) };
         let unpacked = extent.unpack(strips, &packed[..len], out);
         Ok(match unpacked {
             Ok(pages) => Ok(Arc::new(Unpacked { extent: extent.clone(), pages, copied: len, slot })),
-            Err(_) => Err(VmError::Lost),
+            Err(strip) => Err(PageInError::Damaged(strip)),
         })
     }
 
@@ -67,10 +68,38 @@ impl Unpacked {
     }
 }
 
+/// Why strips could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageInError {
+    /// The bytes of this strip are not those that were written.
+    Damaged(usize),
+    /// There are no bytes to look at.
+    Failed(VmError),
+}
+
+impl From<VmError> for PageInError {
+    fn from(error: VmError) -> PageInError {
+        PageInError::Failed(error)
+    }
+}
+
+impl PageInError {
+    /// Whether another time may do better.
+    fn may_pass(self) -> bool {
+        matches!(self, PageInError::Damaged(_) | PageInError::Failed(VmError::StoreRead))
+    }
+}
+
+type Outcome = Result<Arc<Unpacked>, PageInError>;
+
+/// How long to wait, in nanoseconds, before a read that failed or brought damage is done once more. Trouble passes; what is
+/// as bad after the last of these counts as it is.
+const PAUSES: [u64; 3] = [10_000_000, 100_000_000, 1_000_000_000];
+
 #[derive(Debug)]
 enum State {
     Pending(Vec<Waker>),
-    Done(Result<Arc<Unpacked>, VmError>),
+    Done(Outcome),
 }
 
 /// Strips on their way in.
@@ -85,7 +114,7 @@ pub(crate) struct Fetch {
 
 impl Fetch {
     /// Waits for the strips.
-    pub(crate) fn wait(&self) -> impl Future<Output = Result<Arc<Unpacked>, VmError>> + '_ {
+    pub(crate) fn wait(&self) -> impl Future<Output = Outcome> + '_ {
         poll_fn(|cx| match &mut *self.state.lock() {
             State::Done(result) => Poll::Ready(result.clone()),
             State::Pending(wakers) => {
@@ -104,17 +133,17 @@ impl Fetch {
     }
 
     /// Unpacks the blocks as read from the store.
-    pub(crate) fn unpack(&self, blocks: &[u8]) -> Result<Arc<Unpacked>, VmError> {
+    pub(crate) fn unpack(&self, blocks: &[u8]) -> Outcome {
         let mut slot = self.slot.lock().take().ok_or(VmError::ShutDown)?;
         let payload = blocks.get(self.from.skip..).unwrap_or(&[]);
         match self.extent.unpack(self.strips.clone(), payload, slot.buffers().0) {
             Ok(pages) => Ok(Arc::new(Unpacked { extent: self.extent.clone(), pages, copied: 0, slot })),
-            Err(_) => Err(VmError::Lost),
+            Err(strip) => Err(PageInError::Damaged(strip)),
         }
     }
 
     /// Ends the fetch and wakes who waits.
-    pub(crate) fn finish(&self, result: Result<Arc<Unpacked>, VmError>) {
+    pub(crate) fn finish(&self, result: Outcome) {
         let old = std::mem::replace(&mut *self.state.lock(), State::Done(result));
         if let State::Pending(wakers) = old {
             wakers.into_iter().for_each(Waker::wake);
@@ -139,7 +168,7 @@ pub(crate) enum Begun {
     /// It is new: its read must be queued.
     New(Arc<Fetch>),
     /// There was nothing to read: the strips are in compressed memory.
-    Done(Result<Arc<Unpacked>, VmError>),
+    Done(Outcome),
     /// All slots are taken: wait for one ([`Fetches::slot`]), then ask again.
     NoSlot,
 }
@@ -147,11 +176,11 @@ pub(crate) enum Begun {
 /// Strips on their way, or here.
 pub(crate) enum Coming {
     Fetch(Arc<Fetch>),
-    Done(Result<Arc<Unpacked>, VmError>),
+    Done(Outcome),
 }
 
 impl Coming {
-    pub(crate) async fn wait(self) -> Result<Arc<Unpacked>, VmError> {
+    async fn wait(self) -> Outcome {
         match self {
             Coming::Fetch(fetch) => fetch.wait().await,
             Coming::Done(result) => result,
@@ -222,6 +251,38 @@ impl Fetches {
         let key = (fetch.extent.tag(), fetch.strips.start);
         if under_way.get(&key).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(fetch))) {
             under_way.remove(&key);
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for strips of an extent, which may be `coming` already. What fails or is damaged is asked for again after a
+    /// while: only what stays so is an error. `before_waiting` is called before each wait but the first.
+    pub(crate) async fn page_in(
+        &self,
+        extent: &Ref<Extent>,
+        strips: Range<usize>,
+        mut coming: Option<Coming>,
+        mut before_waiting: impl FnMut(),
+    ) -> Outcome {
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let next = match coming.take() {
+                Some(coming) => coming,
+                None => self.fetch(extent, strips.clone(), &mut before_waiting).await?,
+            };
+            let error = match next.wait().await {
+                Err(error) if error.may_pass() => error,
+                outcome => return outcome,
+            };
+            let Some(pause) = pauses.next() else {
+                if let PageInError::Damaged(strip) = error {
+                    tracing::error!(tag = extent.tag(), strip, "the store keeps returning damaged data: lost");
+                }
+                return Err(error);
+            };
+            before_waiting();
+            self.sleep(pause).await?;
         }
     }
 }

@@ -35,6 +35,7 @@ mod counters;
 mod error;
 mod extent;
 mod fetch;
+mod health;
 mod io;
 mod object;
 mod pace;
@@ -45,6 +46,7 @@ mod sync;
 pub mod testing;
 mod ticket;
 mod tier;
+mod timer;
 mod tree;
 mod vm;
 

@@ -12,7 +12,9 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "what is cast lies within a chunk")]
 
+use std::future::poll_fn;
 use std::ops::Range;
+use std::task::Poll;
 
 use overspill_slab::Ref;
 use smallvec::SmallVec;
@@ -24,7 +26,7 @@ use crate::chunk::{
 };
 use crate::error::VmError;
 use crate::extent::Extent;
-use crate::fetch::{Begun, Coming, Fetch, Unpacked};
+use crate::fetch::{Begun, Coming, Fetch, PageInError, Unpacked};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock};
 use crate::tree::{Found, Tree};
@@ -143,7 +145,9 @@ impl Object {
             let begun = ahead.iter().position(|fetch| fetch.brings(&wanted.extent, &wanted.strips));
             let coming = match begun {
                 Some(i) => Coming::Fetch(ahead.swap_remove(i)),
-                None => self.begin_fetch(&wanted, ahead).await?,
+                None => {
+                    self.shared.fetch(&wanted.extent, wanted.strips.clone(), || ahead.clear()).await?
+                }
             };
             // After this one: with few slots what is ahead must not take them all.
             if ahead.is_empty() && following > 0 {
@@ -229,41 +233,28 @@ impl Object {
         }
     }
 
-    /// Waits for strips of a cluster. Damage is read once more before it is believed; then its pages are lost, and the caller
-    /// looks again: they may have been written anew meanwhile.
+    /// Waits for strips of a cluster. A strip that stays damaged is lost, and no other; the caller looks again: its pages
+    /// may have been written anew meanwhile.
     async fn fetch(
         &self,
         chunk: u64,
         wanted: &Wanted,
-        mut coming: Option<Coming>,
+        coming: Option<Coming>,
         ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
     ) -> Result<Option<Arc<Unpacked>>, VmError> {
-        let mut damaged = false;
-        loop {
-            let next = match coming.take() {
-                Some(coming) => coming,
-                None => self.begin_fetch(wanted, ahead).await?,
-            };
-            match next.wait().await {
-                Err(VmError::Lost) if damaged => {
-                    if let Some(chunk) = self.tree.read().get(chunk) {
-                        chunk.lock().lose_extent(&wanted.extent);
-                    }
-                    return Ok(None);
+        // A reader that waits for a slot holds none, or readers could wait for each other.
+        let outcome =
+            self.shared.page_in(&wanted.extent, wanted.strips.clone(), coming, || ahead.clear()).await;
+        match outcome {
+            Ok(unpacked) => Ok(Some(unpacked)),
+            Err(PageInError::Damaged(strip)) => {
+                if let Some(chunk) = self.tree.read().get(chunk) {
+                    chunk.lock().lose_strip(&wanted.extent, strip);
                 }
-                Err(VmError::Lost) => damaged = true,
-                result => return result.map(Some),
+                Ok(None)
             }
+            Err(PageInError::Failed(error)) => Err(error),
         }
-    }
-
-    async fn begin_fetch(
-        &self,
-        wanted: &Wanted,
-        ahead: &mut SmallVec<[Arc<Fetch>; READ_AHEAD]>,
-    ) -> Result<Coming, VmError> {
-        // Who waits for a slot holds none, or readers could wait for each other.
-        self.shared.fetch(&wanted.extent, wanted.strips.clone(), || ahead.clear()).await
     }
 
     /// Writes `data` at `offset`. Waits for memory when there is too little, and for the store when a page that is
@@ -481,24 +472,22 @@ impl Object {
     /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or
     /// discarded. For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
     ///
+    /// Takes what it needs beyond any limit of account and budget: a page that could not be marked would take others,
+    /// which are sound, with it.
+    ///
     /// # Errors
-    /// The first byte that could not be marked, for want of space in the account's reserve or of metadata.
+    /// The first byte that could not be marked because the system has no memory.
     pub fn lose(&self, start: u64, end: u64) -> Result<(), u64> {
         let mut at = start;
         while at < end {
             let piece = Piece::first(at, usize::try_from(end - at).unwrap_or(usize::MAX));
-            let marked = self.with_own_chunk(piece.chunk, Some(Space::Normal), |chunk, state| {
+            let marked = self.with_own_chunk(piece.chunk, None, |chunk, state| {
                 let new = u64::from((piece.pages() & !state.existing()).count_ones());
-                if !chunk.account().try_charge(new, Space::Reserve) {
-                    return false;
-                }
+                chunk.account().charge_forced(new);
                 state.lose(piece.pages());
                 self.pages.fetch_add(new, Ordering::Relaxed);
-                true
             });
-            if marked != Ok(true) {
-                return Err(at);
-            }
+            marked.map_err(|_| at)?;
             at += piece.len as u64;
         }
         Ok(())
@@ -508,10 +497,15 @@ impl Object {
     ///
     /// # Errors
     /// [`VmError::NoSpace`] or [`VmError::NoMemory`]; pages made before stay.
-    #[expect(clippy::unused_async, reason = "other locations of pages will wait")]
     pub async fn allocate(&self, start: u64, end: u64) -> Result<(), VmError> {
         let mut at = start;
+        let mut turns = 0u32;
         while at < end {
+            turns += 1;
+            if turns.is_multiple_of(TURNS) {
+                // A huge range is long work that waits for nothing: others have the thread in between.
+                yield_now().await;
+            }
             let number = at / CHUNK_PAGES as u64;
             let base = number * CHUNK_PAGES as u64;
             let to = end.min(base + CHUNK_PAGES as u64);
@@ -591,6 +585,22 @@ impl Object {
             next = number + 1;
         }
     }
+}
+
+/// How many chunks an operation goes through before it lets others have its thread.
+const TURNS: u32 = 256;
+
+/// Is pending once, and ready to be polled again at once.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Copies bytes `at..` of a page into `out`; the page is zero past `page.len()`.

@@ -21,6 +21,7 @@ use crate::bytes::Bytes;
 use crate::chunk::{ChunkHandle as _, PageSet};
 use crate::error::VmError;
 use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Place};
+use crate::health::Health;
 use crate::io::WriteIo;
 use crate::pace::Pace;
 use crate::repack;
@@ -60,8 +61,8 @@ struct Packer {
 struct Search {
     /// Chunks and clusters looked at since something could last be done. All of them in vain: stuck.
     in_vain: usize,
-    /// [`Budget::quiet`](crate::budget::Budget::quiet) when last stuck.
-    stuck_at: Option<u64>,
+    /// [`Pageout::quiet`] when last stuck.
+    stuck_at: Option<(u64, u64)>,
 }
 
 /// Pageout's state.
@@ -84,7 +85,10 @@ pub(crate) struct Pageout {
     leaving: AtomicUsize,
     in_flight: AtomicUsize,
     pace: Pace,
-    failures_in_row: AtomicU64,
+    health: Health,
+    /// Helpers at work, and how often one has been: what they hold is not on the queues, and comes back or goes free.
+    helping: AtomicUsize,
+    helped: AtomicU64,
     /// Evict everything always, for tests and `debug=evict`.
     pub(crate) eager: AtomicBool,
 }
@@ -115,9 +119,6 @@ enum Outcome {
 /// Extents that a packer has set aside: as many as a step may want.
 const EXTENTS: usize = SCAN;
 
-/// After so many failed writes in a row, who waits for memory is told rather than left waiting.
-const FAILURES_TOLERATED: u64 = 8;
-
 impl Pageout {
     /// # Errors
     /// When there is no memory for its batches.
@@ -147,7 +148,9 @@ impl Pageout {
             leaving: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             pace: Pace::default(),
-            failures_in_row: AtomicU64::new(0),
+            health: Health::default(),
+            helping: AtomicUsize::new(0),
+            helped: AtomicU64::new(0),
             eager: AtomicBool::new(false),
         })
     }
@@ -187,11 +190,11 @@ impl Pageout {
         if step == Step::Stuck {
             search.in_vain = 0;
             shared.budget.short.swap(false, Ordering::AcqRel);
-            let quiet = shared.budget.quiet();
+            let quiet = self.quiet(shared);
             let before = std::mem::replace(&mut search.stuck_at, quiet);
             drop(search);
-            // What is only set aside comes back, or becomes pages to look at: believed when two looks in a row
-            // found nothing, and nothing was set aside in between.
+            // What is only set aside, or in a helper's hands, comes back or becomes pages to look at: believed when two
+            // looks in a row found nothing, and nothing of the kind happened in between.
             if quiet.is_some() && quiet != before {
                 return Step::Worked;
             }
@@ -202,6 +205,14 @@ impl Pageout {
         step
     }
 
+    /// Numbers that stay the same while nothing is set aside and no helper works; `None` when something is or one does.
+    /// The end of either then asks for pageout again.
+    fn quiet(&self, shared: &Shared) -> Option<(u64, u64)> {
+        let made = shared.budget.quiet()?;
+        let helped = self.helped.load(Ordering::Acquire);
+        (self.helping.load(Ordering::Acquire) == 0).then_some((made, helped))
+    }
+
     /// Packs some pages beside whoever steps, while writers wait. Returns whether it did.
     pub(crate) fn help(&self, shared: &Arc<Shared>) -> bool {
         let wanted = self.wanted(shared);
@@ -209,7 +220,20 @@ impl Pageout {
             return false;
         }
         let Some(mut packer) = self.helper.try_lock() else { return false };
-        matches!(self.pack(shared, &mut packer, wanted), Outcome::Done | Outcome::Bypassed)
+        self.helping.fetch_add(1, Ordering::AcqRel);
+        self.helped.fetch_add(1, Ordering::AcqRel);
+        let outcome = self.pack(shared, &mut packer, wanted);
+        self.helping.fetch_sub(1, Ordering::AcqRel);
+        // Pageout may have come to rest because of this helper.
+        if shared.budget.has_waiters() {
+            shared.signals().pageout_wanted();
+        }
+        matches!(outcome, Outcome::Done | Outcome::Bypassed)
+    }
+
+    /// Whether the store has refused all writes since one last went through.
+    pub(crate) fn is_store_failing(&self) -> bool {
+        self.health.is_failing()
     }
 
     pub(crate) fn next_tag(&self) -> u64 {
@@ -238,7 +262,7 @@ impl Pageout {
         if outcomes.contains(&Outcome::NotReady) {
             return Step::AwaitStore;
         }
-        if outcomes.contains(&Outcome::NoBatch) && self.in_flight() > 0 {
+        if outcomes.contains(&Outcome::NoBatch) && (self.in_flight() > 0 || self.health.rests(shared.now())) {
             return Step::AwaitIo;
         }
         // Look on, until all there is was looked at twice in vain.
@@ -336,7 +360,7 @@ impl Pageout {
                 continue;
             }
             if batch.is_none() && self.space.is_some() {
-                batch = self.take_idle();
+                batch = self.take_idle(shared);
                 outcome = if batch.is_none() { Outcome::NoBatch } else { outcome };
             }
             let object = chunk.object();
@@ -368,7 +392,7 @@ impl Pageout {
         if self.space.is_none() || self.tier.bytes() == 0 {
             return Outcome::Nothing;
         }
-        let Some(mut batch) = self.take_idle() else { return Outcome::NoBatch };
+        let Some(mut batch) = self.take_idle(shared) else { return Outcome::NoBatch };
         let eager = self.is_eager();
         for _ in 0..SCAN * 4 {
             if batch.room().len() < MAX_PAYLOAD {
@@ -398,7 +422,11 @@ impl Pageout {
         batch.object().filter(|_| self.space.as_ref().is_some_and(|space| space.store.separates()))
     }
 
-    fn take_idle(&self) -> Option<Box<Batch>> {
+    /// None while all are under way, and while the store is left alone.
+    fn take_idle(&self, shared: &Shared) -> Option<Box<Batch>> {
+        if self.health.rests(shared.now()) {
+            return None;
+        }
         let mut batch = self.idle.lock().pop()?;
         // Usually full: it was brought up when its last write ended.
         let _ = batch.refill();
@@ -426,7 +454,7 @@ impl Pageout {
         match run {
             Ok(run) => batch.take_run(run),
             Err(error) => {
-                self.put_back(batch);
+                self.pass_over(batch, space);
                 return if error == AllocError::NotReady { Outcome::NotReady } else { Outcome::Nothing };
             }
         }
@@ -444,6 +472,16 @@ impl Pageout {
         Outcome::Done
     }
 
+    /// The batch finds no place. Where objects lie apart others may find one: they come first from now on.
+    fn pass_over(&self, mut batch: Box<Batch>, space: &ExtentSpace) {
+        if space.store.separates() {
+            batch.pass_over();
+            self.idle.lock().push(batch);
+        } else {
+            self.put_back(batch);
+        }
+    }
+
     /// The batch cannot be written: its pages are dirty again, its clusters stay in memory.
     fn put_back(&self, mut batch: Box<Batch>) {
         batch.put_back();
@@ -457,7 +495,7 @@ impl Pageout {
         self.pace.write_ends(shared.signals().nanoseconds(), batch.bytes().len());
         match result {
             Ok(()) => {
-                self.failures_in_row.store(0, Ordering::Relaxed);
+                self.health.wrote();
                 let pages = batch.written(&shared.budget);
                 shared.counters.page_outs.add(pages);
                 shared.counters.store_writes.add(1);
@@ -469,8 +507,9 @@ impl Pageout {
                 tracing::warn!(%error, start = batch.start(), "store write failed; its pages stay in memory");
                 shared.counters.errors.add(1);
                 self.put_back(batch);
-                if self.failures_in_row.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_TOLERATED {
-                    self.failures_in_row.store(0, Ordering::Relaxed);
+                let failure = self.health.failed(shared.now());
+                shared.pageout_at(failure.again_at);
+                if failure.is_broken {
                     shared.budget.refuse_all(VmError::NoMemory);
                 }
             }

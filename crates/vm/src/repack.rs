@@ -106,11 +106,10 @@ pub(crate) fn replace(
     replaced.then_some(live.count_ones())
 }
 
-/// The pages of `extent` that the chunk still shows, if nobody else shows any.
+/// The pages of `extent` that the chunk still shows, if no fork shows any.
 fn living(chunk: &Ref<Chunk>, extent: &Ref<Extent>) -> PageSet {
     let state = chunk.lock();
-    // The chunk's handle and ours.
-    let alone = Ref::handles(extent) == 2;
+    let alone = extent.has_one_chunk();
     let cluster = state.clusters().iter().find(|cluster| alone && Ref::ptr_eq(&cluster.extent, extent));
     cluster.map_or(0, |cluster| cluster.live)
 }

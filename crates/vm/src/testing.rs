@@ -1,6 +1,6 @@
 //! Running a VM in one thread, and checking all of it: for tests and the simulation. No part of production.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use overspill_slab::Ref;
 use overspill_sys::AlignedBuf;
 
-use crate::chunk::ChunkHandle as _;
+use crate::chunk::{ChunkHandle as _, PageSet};
 use crate::{Io, Object, Step, Vm};
 
 /// Polls `f` to its end; whenever it waits, pageout steps and the store's I/O is done in place.
@@ -39,7 +39,18 @@ pub fn run_once(vm: &Vm) -> bool {
             store.maintain(true);
             true
         }),
-        Step::Rest | Step::AwaitIo | Step::Stuck => false,
+        Step::Rest | Step::AwaitIo | Step::Stuck => pass_time(vm),
+    }
+}
+
+/// Lets time pass until somebody's has come. Returns whether anybody waited for it.
+pub fn pass_time(vm: &Vm) -> bool {
+    match vm.next_alarm() {
+        None => false,
+        Some(at) => {
+            vm.tick(at);
+            true
+        }
     }
 }
 
@@ -84,6 +95,23 @@ pub fn evict_all(vm: &Vm) {
     }
     vm.set_eager(false);
     vm.pageout();
+}
+
+/// What the pages that some object shows take of the store, as [`VmStats::stored_live_bytes`](crate::VmStats) should count it:
+/// found by looking at each.
+pub fn stored_live_bytes(objects: &[&Object]) -> u64 {
+    let mut shown: HashMap<_, (u64, PageSet)> = HashMap::new();
+    for object in objects {
+        object.for_each_chunk(|_, chunk| {
+            for cluster in chunk.lock().clusters().iter().filter(|cluster| cluster.extent.is_stored()) {
+                let entry = shown.entry(Ref::as_ptr(&cluster.extent));
+                let (bytes, live) = entry.or_insert((0, 0));
+                *live |= cluster.live;
+                *bytes = cluster.extent.live_len_of(*live) as u64;
+            }
+        });
+    }
+    shown.values().map(|(bytes, _)| bytes).sum()
 }
 
 /// Checks a VM at rest (no I/O under way, no operation half done) against the objects that are all it has: every
@@ -136,6 +164,9 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
     assert_eq!(stats.resident_bytes, resident * crate::PAGE, "resident pages");
     assert_eq!(stats.dirty_bytes, dirty * crate::PAGE, "dirty pages");
     assert_eq!(vm.0.counters.stored_pages(), stored, "pages in clusters");
+    // Of three forks that give up pages one after the other not all is seen before one alone is left.
+    let live = stored_live_bytes(objects);
+    assert!(stats.stored_live_bytes >= live, "living bytes of the store: {live} are, {stats:?}");
     let blocks = blocks.len() as u64;
     assert_eq!(stats.stored_bytes, blocks * overspill_store::BLOCK as u64, "blocks of the store held");
     if let Some(store) = vm.store() {

@@ -149,6 +149,13 @@ pub(crate) enum Next {
     Stays,
 }
 
+/// When the turn of a cluster comes that could not leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    First,
+    Last,
+}
+
 /// A cluster on its way out.
 pub(crate) struct Leaving {
     pub(crate) extent: Ref<Extent>,
@@ -301,11 +308,12 @@ impl Tier {
         }
     }
 
-    /// An extent on its way out stays here after all, and is the next one again.
-    pub(crate) fn stays(extent: &Ref<Extent>) {
+    /// An extent on its way out stays here after all.
+    pub(crate) fn stays(extent: &Ref<Extent>, turn: Turn) {
         if let Place::Memory(held) = &mut *extent.place() {
             held.going_out = false;
-            if held.slot != NOT_QUEUED {
+            // It went to the end of its queue when it was taken.
+            if held.slot != NOT_QUEUED && turn == Turn::First {
                 held.tier.queues.lock().put_first(held.slot);
             }
         }

@@ -9,11 +9,11 @@ use overspill_sys::{Arena, REGION_FRAMES};
 
 use crate::account::Account;
 use crate::budget::{Budget, Charge, Pressure};
-use crate::chunk::Chunk;
+use crate::chunk::{CHUNK_COST, Chunk};
 use crate::counters::Counters;
 use crate::error::VmError;
-use crate::extent::{Extent, ExtentSpace, Segment};
-use crate::fetch::{Begun, Coming, Fetch, FetchSlot, Fetches, SLOT_COST};
+use crate::extent::{EXTENT_COST, Extent, ExtentSpace, Segment};
+use crate::fetch::{Begun, Coming, Fetch, FetchSlot, Fetches, PageInError, SLOT_COST};
 use crate::io::{Io, IoQueue, ReadIo};
 use crate::object::Object;
 use crate::pageout::{Pageout, Step};
@@ -22,6 +22,8 @@ use crate::repack::{REPACKER_COST, Repacker};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::tier::Tier;
+use crate::timer::Timers;
+use crate::tree::NODE_COST;
 use crate::{CHUNK, PAGE};
 
 /// How a VM is laid out.
@@ -40,6 +42,9 @@ pub struct VmConfig {
     /// Whether what lies in compressed memory for long is packed again by zstd, where a driver calls [`Vm::repack`].
     pub repack: bool,
 }
+
+/// What a page far from all others takes of metadata: its chunk, the nodes above it, and its extent.
+const LONE_PAGE_COST: usize = CHUNK_COST + 3 * NODE_COST + EXTENT_COST;
 
 /// Memory from which on repacking is worth its workspaces.
 const REPACK_FROM: usize = 64 << 20;
@@ -80,10 +85,12 @@ pub trait Signals: Send + Sync {
     fn reads_ready(&self);
     /// The same of [`Vm::next_write`].
     fn writes_ready(&self);
-    /// A clock that only grows, to measure the compressor and the store by. By default there is none.
+    /// A clock that only grows, to measure the compressor and the store by, and to wait by. By default there is none.
     fn nanoseconds(&self) -> u64 {
         0
     }
+    /// Somebody waits until the clock shows `at`: [`Vm::tick`] must be called then, or soon after.
+    fn alarm(&self, at: u64);
 }
 
 /// Nobody listens: whoever tests the VM looks for itself.
@@ -93,6 +100,7 @@ impl Signals for Deaf {
     fn pageout_wanted(&self) {}
     fn reads_ready(&self) {}
     fn writes_ready(&self) {}
+    fn alarm(&self, _at: u64) {}
 }
 
 /// What all objects of a VM share.
@@ -105,6 +113,7 @@ pub(crate) struct Shared {
     space: Option<Arc<ExtentSpace>>,
     pub(crate) fetches: Fetches,
     pageout: Pageout,
+    pub(crate) timers: Timers,
     /// None where nothing is packed twice.
     pub(crate) repacker: Option<Repacker>,
     signals: OnceLock<std::sync::Arc<dyn Signals>>,
@@ -141,6 +150,25 @@ impl Shared {
 
     pub(crate) fn signals(&self) -> &dyn Signals {
         self.signals.get().map_or(&Deaf, |signals| &**signals)
+    }
+
+    /// The driver's clock.
+    pub(crate) fn now(&self) -> u64 {
+        self.timers.now(self.signals().nanoseconds())
+    }
+
+    /// Waits for so many nanoseconds.
+    pub(crate) async fn sleep(&self, ns: u64) -> Result<(), VmError> {
+        let due = self.now() + ns;
+        let ticket = self.timers.sleep_until(due)?;
+        self.signals().alarm(due);
+        ticket.await.ok_or(VmError::ShutDown)
+    }
+
+    /// Has pageout look again at that time.
+    pub(crate) fn pageout_at(&self, due: u64) {
+        self.timers.pageout_at(due);
+        self.signals().alarm(due);
     }
 
     /// Something was written: an eager pageout wants it at once.
@@ -195,7 +223,7 @@ impl Shared {
             Ok(payload) => fetch.unpack(payload),
             Err(error) => {
                 tracing::warn!(%error, start = fetch.from.start, "store read failed");
-                Err(VmError::StoreRead)
+                Err(VmError::StoreRead.into())
             }
         };
         match &unpacked {
@@ -205,8 +233,8 @@ impl Shared {
             }
             Err(_) => self.counters.errors.add(1),
         }
-        if matches!(unpacked, Err(VmError::Lost)) {
-            tracing::error!(start = fetch.from.start, "store returned damaged data; its pages are lost");
+        if matches!(unpacked, Err(PageInError::Damaged(_))) {
+            tracing::warn!(start = fetch.from.start, "store returned damaged data");
         }
         self.fetches.end(fetch);
         fetch.finish(unpacked);
@@ -260,6 +288,7 @@ impl Vm {
             io: IoQueue::default(),
             fetches: Fetches::new(config.fetch_slots),
             pageout: Pageout::new(space.clone(), config.method, config.batches, config.batch_bytes)?,
+            timers: Timers::default(),
             repacker: config.repacks().then(Repacker::default),
             space,
             signals: OnceLock::new(),
@@ -288,6 +317,18 @@ impl Vm {
         self.0.budget.charge(bytes)
     }
 
+    /// Bytes that [`Vm::charge`] would still give.
+    pub fn metadata_left(&self) -> usize {
+        self.0.budget.metadata_left()
+    }
+
+    /// Whether metadata is so near its share that `promised` pages, which somebody was told are written and which must be
+    /// taken in, might not find room for theirs: each may be the only one of its chunk.
+    pub fn is_metadata_short(&self, promised: u64) -> bool {
+        let pages = usize::try_from(promised).unwrap_or(usize::MAX);
+        self.0.budget.metadata_is_short(pages.saturating_mul(LONE_PAGE_COST))
+    }
+
     /// One step of pageout.
     pub fn pageout(&self) -> Step {
         self.0.pageout.step(&self.0)
@@ -312,6 +353,23 @@ impl Vm {
     pub fn set_eager(&self, eager: bool) {
         self.0.pageout.eager.store(eager, Ordering::Relaxed);
         self.0.signals().pageout_wanted();
+    }
+
+    /// The clock shows `now`: wakes those that waited for that time.
+    pub fn tick(&self, now: u64) {
+        if self.0.timers.take_due(now) {
+            self.0.signals().pageout_wanted();
+        }
+    }
+
+    /// When [`Vm::tick`] should be called next, if anybody waits.
+    pub fn next_alarm(&self) -> Option<u64> {
+        self.0.timers.next()
+    }
+
+    /// Whether the store has refused all writes since one last went through.
+    pub fn is_store_failing(&self) -> bool {
+        self.0.pageout.is_store_failing()
     }
 
     /// Pageout's batches that are at the store now.

@@ -58,6 +58,10 @@ impl Signals for Driver {
     fn writes_ready(&self) {
         self.reads_ready();
     }
+
+    fn alarm(&self, _at: u64) {
+        self.pageout_wanted();
+    }
 }
 
 impl Driver {
@@ -78,6 +82,10 @@ impl Driver {
 
     fn run_pageout(&self, vm: &Vm) {
         loop {
+            // Time passes as soon as somebody waits for it.
+            if let Some(at) = vm.next_alarm() {
+                vm.tick(at);
+            }
             let on = match vm.pageout() {
                 Step::Worked => true,
                 Step::AwaitStore => !vm.store().is_some_and(|store| store.maintain(true)),
