@@ -77,7 +77,16 @@ impl Server {
         }
     }
 
+    /// Has the kernel drop attributes that an operation on data made untrue. Before that is answered: whoever waits for the
+    /// answer may look at once, or run what is not set-id any more.
+    fn tell_changes(&self, ino: u64) {
+        if self.fs.has_stale_attributes(ino) {
+            self.kernel.drop_attributes_now(ino);
+        }
+    }
+
     fn answer_write(&self, ino: u64, n: usize, reply: ReplyWrite) {
+        self.tell_changes(ino);
         reply.written(u32::try_from(n).unwrap_or(u32::MAX));
         self.space.check(&self.fs);
         self.ask_before_writes(ino);
@@ -117,6 +126,7 @@ impl Server {
                         "data the kernel had accepted finds no room"
                     );
                 }
+                self.tell_changes(ino);
                 reply.error(error);
                 self.ask_before_writes(ino);
             }
@@ -135,7 +145,15 @@ impl Server {
         self.parking.park(async move { answer(server.fs.setattr(ino, set, caller).await, reply) });
     }
 
-    pub(crate) fn fallocate(self: &Arc<Self>, ino: u64, offset: u64, len: u64, mode: i32, reply: ReplyEmpty) {
+    pub(crate) fn fallocate(
+        self: &Arc<Self>,
+        ino: u64,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        caller: Caller,
+        reply: ReplyEmpty,
+    ) {
         let mode = match FallocateMode::from_bits(mode.cast_unsigned()) {
             Ok(mode) => mode,
             Err(error) => return reply.error(errno(error)),
@@ -143,10 +161,11 @@ impl Server {
         let server = self.clone();
         // Always a task: it may be long.
         self.parking.park(async move {
-            let mut result = server.fs.fallocate(ino, offset, len, mode).await;
+            let mut result = server.fs.fallocate(ino, offset, len, mode, caller).await;
             if result.is_err_and(|error| server.is_full(error)) && server.await_forgets() {
-                result = server.fs.fallocate(ino, offset, len, mode).await;
+                result = server.fs.fallocate(ino, offset, len, mode, caller).await;
             }
+            server.tell_changes(ino);
             match result {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(error)),

@@ -35,7 +35,7 @@ impl Kernel {
         let stale = Arc::new(Mutex::new(Stale::default()));
         let notifier = Arc::new(OnceLock::new());
         let (theirs, n) = (stale.clone(), notifier.clone());
-        std::thread::Builder::new().name("kernel".into()).spawn(move || run(&asked, &theirs, &n))?;
+        overspill_sys::process::spawn_or_die("kernel", move || run(&asked, &theirs, &n))?;
         Ok(Kernel { asks, stale, notifier })
     }
 
@@ -63,6 +63,12 @@ impl Kernel {
         self.drop_soon(|stale| stale.attributes.insert(ino));
     }
 
+    /// The same before this returns. It waits for nothing that we serve: attributes alone are dropped under no lock that
+    /// a request holds, and an inode that the kernel is just freeing has no request under way.
+    pub(crate) fn drop_attributes_now(&self, ino: u64) {
+        forget(&self.notifier, ino, ATTRIBUTES);
+    }
+
     fn drop_soon(&self, insert: impl FnOnce(&mut Stale) -> bool) {
         let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
         let first = stale.data.is_empty() && stale.attributes.is_empty();
@@ -72,24 +78,30 @@ impl Kernel {
     }
 }
 
+/// From a negative offset on there is no data to drop, only attributes.
+const ATTRIBUTES: i64 = -1;
+/// Data from the first byte on, and attributes.
+const ALL: i64 = 0;
+
+/// Has the kernel drop what it keeps of an inode from this offset to the end.
+fn forget(notifier: &OnceLock<Notifier>, ino: u64, from: i64) {
+    if let Some(notifier) = notifier.get() {
+        // An inode the kernel has forgotten by itself is no failure.
+        let _ = notifier.inval_inode(INodeNo(ino), from, 0);
+    }
+}
+
 fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, notifier: &OnceLock<Notifier>) {
-    // From a negative offset on there is no data to drop, only attributes; length 0 is "to the end".
-    let forget = |ino, offset| {
-        if let Some(notifier) = notifier.get() {
-            // An inode the kernel has forgotten by itself is no failure.
-            let _ = notifier.inval_inode(INodeNo(ino), offset, 0);
-        }
-    };
     while let Ok(ask) = asked.recv() {
         match ask {
             Ask::WriteBack(ino, then) => {
-                forget(ino, 0);
+                forget(notifier, ino, ALL);
                 then();
             }
             Ask::DropStale => {
                 let stale = std::mem::take(&mut *stale.lock().unwrap_or_else(PoisonError::into_inner));
-                stale.attributes.into_iter().for_each(|ino| forget(ino, -1));
-                stale.data.into_iter().for_each(|ino| forget(ino, 0));
+                stale.attributes.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
+                stale.data.into_iter().for_each(|ino| forget(notifier, ino, ALL));
             }
         }
     }

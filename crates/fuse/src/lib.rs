@@ -16,6 +16,7 @@ mod convert;
 mod data;
 mod kernel;
 mod park;
+mod reports;
 mod server;
 mod shim;
 mod space;
@@ -23,26 +24,27 @@ mod space;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionACL};
 use overspill_tmpfs::TmpFs;
+use rustix::io::Errno;
 
 pub use park::Spawn;
+pub use reports::Reports;
 pub use server::Tuning;
 
 use bdi::Bdi;
 use kernel::Kernel;
 use park::Parking;
+use reports::Cached;
 use server::Server;
 use shim::Shim;
 use space::{Remount, Space};
 
 /// Extended attributes of the root directory whose names begin so are reports on the mount, made when they are read.
 pub const REPORTS: &str = "overspill.";
-
-/// Makes a report by its name, [`REPORTS`] taken off; `None` for one there is not.
-pub type Reports = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -89,6 +91,9 @@ pub enum FuseError {
     /// allow_other needs root or a line in a file.
     #[error("--allow-other needs the line `user_allow_other` in /etc/fuse.conf, or root")]
     AllowOther,
+    /// This process, or the system, has too many files open.
+    #[error("cannot mount on {0}: {1}; allow more with `ulimit -n`")]
+    NoFiles(PathBuf, #[source] std::io::Error),
     /// Anything else.
     #[error("cannot mount on {0}: {1}")]
     Mount(PathBuf, std::io::Error),
@@ -106,8 +111,8 @@ pub struct Mounted {
     pub notes: Vec<String>,
 }
 
-/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes what [`REPORTS`] promises; `often` is
-/// called a few times a second.
+/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes what [`REPORTS`] promises, by its name with
+/// that taken off; `often` is called a few times a second.
 ///
 /// # Errors
 /// When the mount cannot be made; nothing is left behind then.
@@ -127,12 +132,20 @@ pub fn mount(
         parking: Parking::new(spawn, tuning.threads, tuning.max_background.into()),
         kernel: Kernel::new().map_err(failed)?,
         space: Arc::new(Space::new(fs, options.dirty_max, may_remount)),
-        reports,
+        reports: Cached::new(reports, rustix::process::geteuid().as_raw()),
         nobody: nobody(),
         awaiting_forgets: AtomicBool::new(false),
         lasting_orphans: AtomicU64::new(0),
         evict: AtomicBool::new(options.evict),
     });
+    // What can fail for want of threads comes before there is a mount to clear away.
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mounted, is_mounted) = channel();
+    let watch = {
+        let (server, stop) = (server.clone(), stop.clone());
+        move || watch(&server, &is_mounted, &stop, &*often)
+    };
+    let watcher = overspill_sys::process::spawn_or_die("space", watch).map_err(failed)?;
     let mut config = Config::default();
     config.mount_options = mount_options(options);
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -147,7 +160,7 @@ pub fn mount(
         Ok(bdi) => {
             let dirty = bdi.tune(options.dirty_max, tuning.max_write.saturating_mul(4));
             if dirty != options.dirty_max {
-                fs.account().set_reserve(2 * dirty.div_ceil(overspill_vm::PAGE as u64));
+                server.space.promise(fs, dirty);
                 notes.push(format!(
                     "the kernel's own limit on dirty data stays ({} MiB): only root may set it",
                     dirty >> 20
@@ -157,19 +170,23 @@ pub fn mount(
         Err(error) => tracing::warn!(%error, "the mount's write-back limits cannot be found"),
     }
     let remount = may_remount.then(|| Remount::of(&options.mountpoint)).transpose().map_err(failed)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let watch = {
-        let stop = stop.clone();
-        move || {
-            let look = || {
-                server.parking.expire();
-                often();
-            };
-            server.space.watch(&server.fs, remount.as_ref(), &stop, &look);
-        }
-    };
-    let watcher = std::thread::Builder::new().name("space".into()).spawn(watch).map_err(failed)?;
+    let _ = mounted.send(remount);
     Ok(Mounted { session: Some(session), watcher: Some(watcher), stop, notes })
+}
+
+/// Watches space and parked reads from when the mount is made until `stop`; ends at once when it never is.
+fn watch(
+    server: &Server,
+    is_mounted: &Receiver<Option<Remount>>,
+    stop: &AtomicBool,
+    often: &(dyn Fn() + Send),
+) {
+    let Ok(remount) = is_mounted.recv() else { return };
+    let look = || {
+        server.parking.expire();
+        often();
+    };
+    server.space.watch(&server.fs, remount.as_ref(), stop, &look);
 }
 
 impl Mounted {
@@ -241,13 +258,19 @@ fn mount_options(options: &FuseOptions) -> Vec<MountOption> {
     list
 }
 
+fn is_one_of(error: &std::io::Error, errnos: &[Errno]) -> bool {
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// Says which of the usual reasons it was.
 fn explain(error: std::io::Error, options: &FuseOptions) -> FuseError {
     let text = error.to_string();
     let device = Path::new("/dev/fuse");
     if !device.exists() {
         FuseError::NoDevice
-    } else if std::fs::OpenOptions::new().read(true).write(true).open(device).is_err() {
+    } else if is_one_of(&error, &[Errno::MFILE, Errno::NFILE]) {
+        FuseError::NoFiles(options.mountpoint.clone(), error)
+    } else if std::fs::OpenOptions::new().read(true).write(true).open(device).is_err_and(|e| is_one_of(&e, &[Errno::ACCESS, Errno::PERM])) {
         FuseError::DeviceRefused
     } else if text.contains("user_allow_other") {
         FuseError::AllowOther

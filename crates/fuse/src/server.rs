@@ -9,6 +9,7 @@ use overspill_tmpfs::{FsError, Orphans, TmpFs};
 
 use crate::kernel::Kernel;
 use crate::park::Parking;
+use crate::reports::Cached;
 use crate::space::Space;
 
 /// Sizes of the transport, chosen from the memory that may be spent on it.
@@ -47,7 +48,7 @@ pub(crate) struct Server {
     pub(crate) parking: Parking,
     pub(crate) kernel: Kernel,
     pub(crate) space: Arc<Space>,
-    pub(crate) reports: crate::Reports,
+    pub(crate) reports: Cached,
     /// Attributes for "no such name".
     pub(crate) nobody: FileAttr,
     /// Somebody waits for FORGETs: one thread at most, the others are needed to receive them.

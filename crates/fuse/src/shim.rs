@@ -77,7 +77,7 @@ impl Filesystem for Shim {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_ASYNC_DIO,
+            // Not FUSE_ASYNC_DIO: with it the kernel's cache keeps old bytes beside O_DIRECT by AIO or io_uring.
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
@@ -350,10 +350,10 @@ impl Filesystem for Shim {
         answer(self.0.fs.setxattr(ino.0, name.as_bytes(), value, mode), reply);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let report = name.to_str().and_then(|name| name.strip_prefix(crate::REPORTS));
         if ino.0 == overspill_tmpfs::ROOT_INO
-            && let Some(report) = report.and_then(|report| (self.0.reports)(report))
+            && let Some(report) = report.and_then(|report| self.0.reports.make(report, req.uid()))
         {
             return answer_xattr(report.as_bytes(), size, reply);
         }
@@ -363,8 +363,9 @@ impl Filesystem for Shim {
         }
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.0.fs.listxattr(ino.0) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        // As for CAP_FSETID, root stands for the capability.
+        match self.0.fs.listxattr(ino.0, caller(req).privileged) {
             Ok(names) => answer_xattr(&names, size, reply),
             Err(error) => reply.error(errno(error)),
         }
@@ -405,7 +406,7 @@ impl Filesystem for Shim {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -413,7 +414,7 @@ impl Filesystem for Shim {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.0.fallocate(ino.0, offset, length, mode, reply);
+        self.0.fallocate(ino.0, offset, length, mode, caller(req), reply);
     }
 
     fn lseek(

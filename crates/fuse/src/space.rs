@@ -4,7 +4,7 @@
 //!
 //! - The kernel holds at most `dirty_max` bytes dirty for this mount (`bdi.rs`). The account has a reserve of twice
 //!   that, open to cached writes only.
-//! - When less than `dirty_max` is left below the limit, root's mount is remounted `sync`: from then on each
+//! - When less than `dirty_max` is left below the limit, or metadata runs short, or the store fails, root's mount is remounted `sync`: from then on each
 //!   write(2) waits for its own WRITE and fails itself with ENOSPC, and the reserve is closed. What was dirty before
 //!   is written back by the remount, into the reserve. When space is free again the mount goes back.
 //! - Who may not remount (a normal user) has the kernel ask instead: near the limit the attributes of each file that
@@ -15,7 +15,7 @@
 //! - Who writes through a mapping hears of ENOSPC at msync, fsync or close, as on NFS.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -36,8 +36,10 @@ pub(crate) struct Space {
     asked_rx: Mutex<Option<Receiver<()>>>,
     /// Whether the mount cannot be remounted, so that the kernel must ask before each write(2).
     asks_instead: AtomicBool,
+    /// Pages that the kernel may hold dirty: somebody was told that they are written.
+    promised: AtomicU64,
     /// Pages left below which one or the other begins.
-    near: u64,
+    near: AtomicU64,
 }
 
 /// How to remount, for who may.
@@ -86,17 +88,30 @@ fn flags_of(now: StatVfsMountFlags) -> MountFlags {
 
 impl Space {
     pub(crate) fn new(fs: &TmpFs, dirty_max: u64, may_remount: bool) -> Space {
-        let dirty_pages = dirty_max.div_ceil(PAGE as u64);
-        fs.account().set_reserve(2 * dirty_pages);
         let (asks, asked_rx) = channel();
-        Space {
+        let space = Space {
             strict: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             asks_instead: AtomicBool::new(!may_remount),
             asks,
             asked_rx: Mutex::new(Some(asked_rx)),
-            near: dirty_pages.min(fs.account().limit() / 4),
-        }
+            promised: AtomicU64::new(0),
+            near: AtomicU64::new(0),
+        };
+        space.promise(fs, dirty_max);
+        space
+    }
+
+    /// The kernel may hold so many bytes dirty.
+    pub(crate) fn promise(&self, fs: &TmpFs, dirty: u64) {
+        let pages = dirty.div_ceil(PAGE as u64);
+        fs.account().set_reserve(2 * pages);
+        self.promised.store(pages, Ordering::Relaxed);
+        self.near.store(pages.min(fs.account().limit() / 4), Ordering::Relaxed);
+    }
+
+    fn near(&self) -> u64 {
+        self.near.load(Ordering::Relaxed)
     }
 
     /// Whether write(2) hears of its own failure now, so that the reserve is closed.
@@ -112,11 +127,20 @@ impl Space {
     /// Whether a write(2) that asks is to be refused.
     pub(crate) fn refuses_writes(&self, fs: &TmpFs) -> bool {
         let account = fs.account();
-        self.asks_instead.load(Ordering::Relaxed) && account.used() >= account.limit()
+        let is_full = account.used() >= account.limit() || fs.vm().metadata_left() == 0;
+        self.asks_instead.load(Ordering::Relaxed) && is_full
     }
 
+    /// Whether a kind of space is so short that what the kernel holds dirty might not find room: pages, metadata, or a store
+    /// that takes them.
     fn is_near(&self, fs: &TmpFs) -> bool {
-        fs.account().used() + self.near > fs.account().limit()
+        self.is_short(fs, self.near())
+    }
+
+    fn is_short(&self, fs: &TmpFs, pages: u64) -> bool {
+        fs.account().used() + pages > fs.account().limit()
+            || fs.vm().is_metadata_short(self.promised.load(Ordering::Relaxed))
+            || fs.vm().is_store_failing()
     }
 
     /// Asks the watcher to look if space has run short. Cheap: called after each write.
@@ -137,11 +161,9 @@ impl Space {
             }
             self.asked.store(false, Ordering::Release);
             often();
-            let account = fs.account();
-            let (used, limit) = (account.used(), account.limit());
-            let switch_to = if !self.is_strict() && used + self.near > limit {
+            let switch_to = if !self.is_strict() && self.is_near(fs) {
                 true
-            } else if self.is_strict() && used + 2 * self.near <= limit {
+            } else if self.is_strict() && !self.is_short(fs, 2 * self.near()) {
                 false
             } else {
                 continue;

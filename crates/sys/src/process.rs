@@ -1,6 +1,7 @@
 //! What a pager tells the kernel and the C library about itself.
 
 use std::io;
+use std::thread::JoinHandle;
 
 /// Asks the kernel not to enter file systems or swap from this thread's own allocations
 /// (`PR_SET_IO_FLUSHER`): a thread that serves reclaim must not wait for reclaim. Children inherit it.
@@ -36,5 +37,75 @@ pub fn trim_heap() {
     // SAFETY: malloc_trim locks the allocator itself and has no preconditions.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// A thread that the process does not outlive: a mount that answers ENOTCONN is better than one that hangs for want of a
+/// thread.
+///
+/// # Errors
+/// When the system gives no more threads.
+pub fn spawn_or_die(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let _dies = DieOnUnwind;
+        run();
+    })
+}
+
+/// Aborts where it is dropped by a panic. Allocates nothing and says nothing: either may be what failed.
+struct DieOnUnwind;
+
+impl Drop for DieOnUnwind {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// From now on a panic of any thread ends the process, within a second and for certain: the message is tried after a timer
+/// was started whose signal kills, so that neither a log that blocks nor an allocator that hangs keeps the process.
+pub fn die_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        kill_after_a_second();
+        say(panic);
+        std::process::abort();
+    }));
+}
+
+fn kill_after_a_second() {
+    // SAFETY: sigemptyset and sigaddset write to a set of ours that outlives them; the other calls take numbers and that set
+    // only. All are async-signal-safe. SIGALRM is taken from nobody: no thread of a process that calls `die_on_panic` uses it.
+    unsafe {
+        libc::signal(libc::SIGALRM, libc::SIG_DFL);
+        let mut set = std::mem::MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGALRM);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+        libc::alarm(1);
+    }
+}
+
+/// Keeps all descriptors but the three standard ones from the programs that this process starts: its own are so already,
+/// but those it was started with need not be, and a child that lives on would hold a caller's lock or pipe for ever.
+///
+/// # Errors
+/// ENOSYS before Linux 5.11.
+pub fn keep_descriptors_from_children() -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    let (first, last): (libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX);
+    // SAFETY: with this flag no descriptor is closed, only marked; the call takes numbers.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// From now on a write beyond the process's limit on file sizes is an error (EFBIG) and not the end of the process.
+pub fn survive_file_size_limit() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
