@@ -12,7 +12,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("store", &["sys"]),
     ("vm", &["sys", "slab", "store"]),
     ("tmpfs", &["slab", "vm"]),
-    ("fuse", &["vm", "tmpfs"]),
+    ("fuse", &["sys", "vm", "tmpfs"]),
     ("overspill", &["sys", "slab", "store", "vm", "tmpfs", "fuse"]),
     ("cli", &["overspill"]),
 ];

@@ -23,7 +23,11 @@ pub(crate) enum Holder {
 
 /// All who use a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Holders(pub(crate) Vec<Holder>);
+pub(crate) struct Holders {
+    pub(crate) found: Vec<Holder>,
+    /// Root sees every process that /proc shows.
+    pub(crate) asked_by_root: bool,
+}
 
 /// Looks for everyone who uses `mount`. Without root, other users' processes cannot be looked into.
 pub(crate) fn find(mounts: &Mounts, mount: &Entry) -> Holders {
@@ -31,7 +35,7 @@ pub(crate) fn find(mounts: &Mounts, mount: &Entry) -> Holders {
         mounts.children(mount).map(|child| Holder::Mount(child.mountpoint.clone())).collect();
     holders.extend(processes(Path::new("/proc"), &mount.mountpoint));
     holders.extend(loops(Path::new("/sys/block"), &mount.mountpoint));
-    Holders(holders)
+    Holders { found: holders, asked_by_root: false }
 }
 
 fn processes(proc: &Path, mountpoint: &Path) -> Vec<Holder> {
@@ -114,13 +118,17 @@ impl fmt::Display for Holder {
 
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("a process that cannot be seen from here (try as root)");
+        if self.found.is_empty() {
+            return f.write_str(if self.asked_by_root {
+                "a process or mount of another namespace, a swap file or the kernel itself (/proc shows none of ours)"
+            } else {
+                "a process that cannot be seen from here (try as root)"
+            });
         }
-        for (n, holder) in self.0.iter().take(NAMED).enumerate() {
+        for (n, holder) in self.found.iter().take(NAMED).enumerate() {
             write!(f, "{}{holder}", if n == 0 { "" } else { "; " })?;
         }
-        match self.0.len().saturating_sub(NAMED) {
+        match self.found.len().saturating_sub(NAMED) {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
         }
@@ -145,8 +153,12 @@ mod tests {
         (dir, process)
     }
 
+    fn those(found: Vec<Holder>) -> Holders {
+        Holders { found, asked_by_root: false }
+    }
+
     fn shown(dir: &Path) -> String {
-        Holders(processes(dir, Path::new("/mnt/x"))).to_string()
+        those(processes(dir, Path::new("/mnt/x"))).to_string()
     }
 
     #[test]
@@ -175,6 +187,12 @@ mod tests {
     }
 
     #[test]
+    fn root_is_not_told_to_try_as_root() {
+        let unseen = |asked_by_root| Holders { found: Vec::new(), asked_by_root }.to_string();
+        assert!(unseen(false).contains("try as root") && !unseen(true).contains("as root"));
+    }
+
+    #[test]
     fn a_loop_device_holds_its_file() {
         let dir = tempfile::tempdir().unwrap();
         for (name, file) in [("loop0", "/mnt/x/disk\n"), ("loop1", "/srv/disk\n")] {
@@ -182,13 +200,13 @@ mod tests {
             fs::write(dir.path().join(name).join("loop/backing_file"), file).unwrap();
         }
         let found = loops(dir.path(), Path::new("/mnt/x"));
-        assert_eq!(Holders(found).to_string(), "/dev/loop0 (backed by /mnt/x/disk)");
+        assert_eq!(those(found).to_string(), "/dev/loop0 (backed by /mnt/x/disk)");
     }
 
     #[test]
     fn very_many_are_counted() {
         let many = (0..20).map(|n| Holder::Mount(format!("/m/{n}").into())).collect();
-        let text = Holders(many).to_string();
+        let text = those(many).to_string();
         assert!(text.contains("/m/11") && !text.contains("/m/12"), "{text}");
         assert!(text.ends_with("and 8 more"), "{text}");
     }

@@ -15,6 +15,7 @@ mod mountinfo;
 mod options;
 mod plan;
 mod probe;
+mod say;
 mod size;
 mod slabinfo;
 mod stats;
@@ -53,6 +54,8 @@ that was not given is lowered to the size. OVERSPILL_LOG (error, warn, info, deb
 codes: see `overspill --help`.";
 
 fn main() -> ExitCode {
+    // A daemon must not keep its caller's files open, nor a helper that runs as another user see them. Before Linux 5.11 they do.
+    let _ = overspill::process::keep_descriptors_from_children();
     let result = match Command::parse() {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
     ExitCode::from(match result {
         Ok(()) => Exit::Ok.code(),
         Err(error) => {
-            eprintln!("overspill: {error}");
+            say::say(&error.to_string());
             error.code()
         }
     })

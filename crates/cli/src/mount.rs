@@ -6,16 +6,22 @@
 //! overspill mount -f DIR: serves here
 //! ```
 //! Forking would be unsafe; a second process image is not, and holds nothing of the caller's but the log. On its stdout
-//! the child writes `ready NOTES` or `error SENTENCE`; its exit code says the rest.
+//! the child writes `ready NOTES` or `error SENTENCE`; its exit code says the rest. Should it die before either, the parent
+//! clears what it may have mounted.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use overspill::log::Log;
 use overspill::mount::MountOptions;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
@@ -25,7 +31,11 @@ use crate::exit::Exit;
 use crate::machine::Memory;
 use crate::options::MountArgs;
 use crate::plan::{self, Caller};
+use crate::say::say;
 use crate::umount;
+
+/// How long the last lines of the log may take.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Runs the command in whichever of its three ways was asked for.
 pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
@@ -36,14 +46,16 @@ pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
     let options = plan::options(&args.requested()?, &args.mountpoint, Memory::of_machine(), caller)?;
     if args.foreground {
         let mountpoint = options.mountpoint.display().to_string();
-        log_to_stderr();
-        return serve(options, move |notes| note(&format!("mounted on {mountpoint}"), notes));
+        let log = log_to_stderr();
+        let result = serve(options, move |notes| note(&format!("mounted on {mountpoint}"), notes));
+        log.flush(FLUSH);
+        return result;
     }
-    start_daemon(args, caller)
+    start_daemon(args, &options.mountpoint, caller)
 }
 
 /// The parent: everything was checked once already; now it happens in a process of its own.
-fn start_daemon(args: &MountArgs, caller: Caller) -> Result<(), Error> {
+fn start_daemon(args: &MountArgs, mountpoint: &Path, caller: Caller) -> Result<(), Error> {
     let (log, log_name) = open_log(args.log.as_deref(), caller)?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("overspill")
@@ -67,6 +79,7 @@ fn start_daemon(args: &MountArgs, caller: Caller) -> Result<(), Error> {
         return Ok(());
     }
     let status = child.wait().map_err(Error::Spawn)?;
+    umount::clear_if_dead(mountpoint);
     match line.strip_prefix("error ") {
         Some(sentence) => {
             let code = status.code().and_then(|c| u8::try_from(c).ok()).filter(|c| *c != 0);
@@ -78,7 +91,7 @@ fn start_daemon(args: &MountArgs, caller: Caller) -> Result<(), Error> {
 
 /// The child. Whatever fails is told to the parent in one line; main ends the process with its code.
 fn be_daemon(args: &MountArgs) -> Result<(), Error> {
-    log_to_stderr();
+    let log = log_to_stderr();
     let result = rustix::process::setsid()
         .map_err(|e| Error::Io("setsid", e.into()))
         .and_then(|_| {
@@ -91,6 +104,7 @@ fn be_daemon(args: &MountArgs) -> Result<(), Error> {
     if let Err(error) = &result {
         tell_parent("error", &error.to_string());
     }
+    log.flush(FLUSH);
     result
 }
 
@@ -106,6 +120,8 @@ fn tell_parent(word: &str, text: &str) {
 
 /// Serves until unmounted, by umount(8) or by a signal.
 fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(), Error> {
+    overspill::process::die_on_panic();
+    overspill::process::survive_file_size_limit();
     unmount_on_signals(options.mountpoint.clone())?;
     tracing::info!(mountpoint = %options.mountpoint.display(), memory = options.memory, size = options.size, "mounting");
     overspill::mount::serve(options, ready)?;
@@ -168,26 +184,65 @@ fn default_log(caller: Caller, env: impl Fn(&str) -> Option<PathBuf>) -> Option<
     Some(state.join("overspill.log"))
 }
 
+/// Opens a log to be appended to: a file of our own, which nobody else may write, or a device such as /dev/null. Not what a
+/// symbolic link leads to, another user's file or a pipe: lines would go where others want them, be forged, or wait.
 fn append(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let refused = |why: &str| Err(std::io::Error::other(why.to_owned()));
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    let file = match OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return refused("it is a symbolic link");
+        }
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+            return refused("it is a pipe or socket");
+        }
+        opened => opened?,
+    };
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    if kind.is_char_device() {
+        return Ok(file);
+    }
+    if !kind.is_file() {
+        return refused("it is no regular file");
+    }
+    if metadata.uid() != Caller::current().uid {
+        return refused("it belongs to another user");
+    }
+    if metadata.nlink() > 1 {
+        return refused("it has a second name");
+    }
+    if metadata.mode() & 0o022 != 0 {
+        file.set_permissions(Permissions::from_mode(metadata.mode() & 0o7755))?;
+    }
+    Ok(file)
 }
 
-fn log_to_stderr() {
+/// Logs to stderr, through a thread: see [`overspill::log`].
+fn log_to_stderr() -> Log {
     let level = std::env::var("OVERSPILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let log = match stderr.or_else(|_| File::options().write(true).open("/dev/null")).and_then(Log::to) {
+        Ok(log) => log,
+        Err(error) => {
+            note("note", &format!("no log is kept: {error}"));
+            Log::nowhere()
+        }
+    };
+    let lines = log.clone();
     // A second subscriber cannot be set; there is none before main's one command.
     let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(move || lines.clone())
+        .log_internal_errors(false)
         .with_ansi(false)
         .with_max_level(level)
         .try_init();
+    log
 }
 
 fn note(what: &str, text: &str) {
-    let mut err = std::io::stderr();
-    let _ = match text {
-        "" => writeln!(err, "overspill: {what}"),
-        text => writeln!(err, "overspill: {what}: {text}"),
-    };
+    say(&if text.is_empty() { what.to_owned() } else { format!("{what}: {text}") });
 }
 
 #[cfg(test)]
@@ -219,5 +274,30 @@ mod tests {
         let caller = Caller::current();
         assert!(open_log(Some(&dir.path().join("log")), caller).is_ok());
         assert!(matches!(open_log(Some(&dir.path().join("no/log")), caller), Err(Error::Log(..))));
+    }
+
+    /// A log must not go where somebody else wants it, nor wait for him.
+    #[test]
+    fn a_log_is_a_file_of_our_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("target", at("link")).unwrap();
+        assert!(append(&at("link")).unwrap_err().to_string().contains("symbolic link"));
+        assert!(!at("target").exists());
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(append(&at("fifo")).unwrap_err().to_string().contains("pipe"));
+        std::fs::write(at("one"), "").unwrap();
+        std::fs::hard_link(at("one"), at("two")).unwrap();
+        assert!(append(&at("one")).unwrap_err().to_string().contains("second name"));
+        std::fs::write(at("open"), "before\n").unwrap();
+        std::fs::set_permissions(at("open"), Permissions::from_mode(0o666)).unwrap();
+        append(&at("open")).unwrap().write_all(b"after\n").unwrap();
+        assert_eq!(std::fs::read_to_string(at("open")).unwrap(), "before\nafter\n");
+        assert_eq!(std::fs::metadata(at("open")).unwrap().mode() & 0o777, 0o644);
+        assert!(append(Path::new("/dev/null")).is_ok());
+        if Caller::current().is_root() {
+            rustix::fs::chown(at("open"), Some(rustix::fs::Uid::from_raw(65_534)), None).unwrap();
+            assert!(append(&at("open")).unwrap_err().to_string().contains("another user"));
+        }
     }
 }

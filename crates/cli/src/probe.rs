@@ -82,9 +82,11 @@ fn ask_as_owner(mount: &Entry) -> Probe {
     if !rustix::process::geteuid().is_root() || uid == 0 {
         return Probe::Denied;
     }
+    // That user may look into his processes: nothing of root's environment goes with it.
     let output = Command::new("/proc/self/exe")
         .args(["stats", "--json"])
         .arg(&mount.mountpoint)
+        .env_clear()
         .current_dir("/")
         .uid(uid)
         .gid(gid)

@@ -21,6 +21,7 @@ use crate::holders;
 use crate::mountinfo::{Entry, Mounts};
 use crate::plan::Caller;
 use crate::probe::{Probe, probe};
+use crate::say::say;
 
 /// How long a daemon may take to end after its mount is gone, in seconds.
 const DAEMON_END: i64 = 10;
@@ -68,10 +69,10 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
     if let Some(daemon) = daemon
         && !ends_in_time(&daemon)
     {
-        eprintln!(
-            "overspill: note: {} is unmounted, but its daemon has not ended in {DAEMON_END} s",
+        say(&format!(
+            "note: {} is unmounted, but its daemon has not ended in {DAEMON_END} s",
             mount.mountpoint.display()
-        );
+        ));
     }
     Ok(())
 }
@@ -80,6 +81,15 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
 pub(crate) fn detach(mountpoint: &Path) -> Result<(), Error> {
     let mount = find(&read_mounts()?, mountpoint)?;
     take_away(&mount, Manner::Detach, Caller::current())
+}
+
+/// Clears a mount that a daemon has left behind which died while it started.
+pub(crate) fn clear_if_dead(mountpoint: &Path) {
+    let Ok(mount) = read_mounts().and_then(|mounts| find(&mounts, mountpoint)) else { return };
+    if matches!(probe(&mount), Probe::Dead) {
+        // What is left then is what `overspill umount` is for; the caller has worse to report.
+        let _ = clear(&mount, Caller::current());
+    }
 }
 
 fn read_mounts() -> Result<Mounts, Error> {
@@ -151,7 +161,8 @@ fn fusermount(mount: &Entry, manner: Manner) -> Result<(), Error> {
 }
 
 fn busy(mount: &Entry) -> Error {
-    let holders = Mounts::read().map(|mounts| holders::find(&mounts, mount)).unwrap_or_default();
+    let mut holders = Mounts::read().map(|mounts| holders::find(&mounts, mount)).unwrap_or_default();
+    holders.asked_by_root = Caller::current().is_root();
     Error::Busy(mount.mountpoint.clone(), holders)
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use overspill_fuse::{FuseError, FuseOptions, Tuning};
 pub use overspill_store::codec::Method;
@@ -206,7 +205,8 @@ fn dirty_max(options: &MountOptions) -> u64 {
     match options.store {
         // What is promised must fit the memory itself.
         StoreChoice::None => (options.memory / 16).clamp(1 << 20, 64 << 20),
-        _ => (options.memory / 4).clamp(8 << 20, 256 << 20),
+        // Each page of it may be far from all others, and then takes half as much of metadata again.
+        _ => (options.memory / 4).clamp(1 << 20, 256 << 20),
     }
 }
 
@@ -292,9 +292,11 @@ fn protect_daemon() {
     }
 }
 
+/// The clock that the kernel's own stamps are of: it stamps writes where we stamp creations, and other file systems' files.
+/// The exact clock is up to a tick ahead of it, and a file's own times would go backwards.
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp { sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nsec: since.subsec_nanos() }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Timestamp { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) }
 }
 
 /// The most files may hold is what memory and the store's disk could hold, where that is less than `size`: who
@@ -312,8 +314,8 @@ fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
                 if store.separates() { 0 } else { usage.file_bytes.saturating_sub(stats.stored_bytes) };
             let reserve = fs.account().reserve() * page;
             let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
-            // What does not pack takes a little more than itself.
-            let room = room - room / 32;
+            // What does not pack takes a little more than itself. A store that fails takes nothing.
+            let room = if vm.is_store_failing() { 0 } else { room - room / 32 };
             let memory = memory.saturating_sub(reserve / page);
             // Pages in memory take their part of the disk only when they leave it; compressed ones, as they are.
             let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);

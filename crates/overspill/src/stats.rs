@@ -74,6 +74,10 @@ pub struct Stats {
     pub compacted: u64,
     /// Failed store requests and damaged clusters.
     pub errors: u64,
+    /// Whether the store has refused all writes since one last went through.
+    pub store_failing: bool,
+    /// Lines that should have been logged and could not be.
+    pub log_lines_lost: u64,
     /// Files, directories and everything else with a number.
     pub inodes: u64,
     /// How many there may be, if that is limited.
@@ -208,6 +212,8 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         page_outs: v.page_outs,
         compacted: v.compacted,
         errors: v.errors,
+        store_failing: vm.is_store_failing(),
+        log_lines_lost: crate::log::lost_lines(),
         inodes: f.inodes,
         inodes_limit: f.inodes_limit,
         orphan_inodes: f.orphans.inodes,

@@ -140,6 +140,7 @@ impl Signals for BrokenClock {
     fn pageout_wanted(&self) {}
     fn reads_ready(&self) {}
     fn writes_ready(&self) {}
+    fn alarm(&self, _at: u64) {}
 
     fn nanoseconds(&self) -> u64 {
         let next = |x: u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));

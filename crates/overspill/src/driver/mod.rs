@@ -3,10 +3,10 @@
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Vm::pageout`] steps, compression included | pressure, completions |
-//! | helper | compression beside it ([`Vm::help_pageout`]); again where it is cold ([`Vm::repack`]) | writers that wait for memory; an idle core |
+//! | helper | compression beside it ([`Vm::help_pageout`]); again where it is cold ([`Vm::repack`]); tells the time ([`Vm::tick`]) | writers that wait for memory; an idle core; alarms |
 //! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
 //! | read again, write again | what came back from there in part or not at all | requests |
-//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout |
+//! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout, which may wait for space |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
 //! Where io_uring is refused, or the store's file system takes no direct I/O, two threads write (`store`) and four read
@@ -26,14 +26,13 @@ mod upkeep;
 mod watch;
 
 use std::os::fd::AsFd as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use async_executor::Executor;
-use overspill_vm::{Step, Vm};
+use overspill_vm::{Signals as _, Step, Vm};
 
 use signals::{AT_MOST, RINGS, Wakeups};
 pub(crate) use spawner::Spawner;
@@ -103,7 +102,7 @@ impl Driver {
         for _ in 0..TASKS {
             let (tasks, wakeups) = (driver.tasks.clone(), driver.wakeups.clone());
             let run = move || run_tasks(&tasks, &wakeups);
-            driver.threads.push(std::thread::Builder::new().name("tasks".into()).spawn(run)?);
+            driver.threads.push(overspill_sys::process::spawn_or_die("tasks", run)?);
         }
         Ok(driver)
     }
@@ -150,13 +149,7 @@ impl Driver {
         run: impl FnOnce(&Vm, &Wakeups) + Send + 'static,
     ) -> std::io::Result<()> {
         let (vm, wakeups) = (vm.clone(), self.wakeups.clone());
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| run(&vm, &wakeups))).is_err() {
-                tracing::error!("a thread of the pager failed: giving up");
-                std::process::abort();
-            }
-        })?;
-        self.threads.push(thread);
+        self.threads.push(overspill_sys::process::spawn_or_die(name, move || run(&vm, &wakeups))?);
         Ok(())
     }
 
@@ -174,7 +167,7 @@ impl Drop for Driver {
             self.tasks.spawn(async {}).detach();
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr; there is nothing left to do for it.
+            // None has panicked: that would have been the end of the process.
             let _ = thread.join();
         }
     }
@@ -184,10 +177,13 @@ fn run_helper(vm: &Vm, wakeups: &Wakeups) {
     let mut cores = idle::Cores::default();
     let mut wait = AT_MOST;
     while !wakeups.stopped() {
+        // This thread never waits for a store, so the time is told whatever the store does.
+        vm.tick(wakeups.nanoseconds());
         if vm.help_pageout() {
             continue;
         }
-        wakeups.helper.wait(wait);
+        let alarm = vm.next_alarm().map(|at| Duration::from_nanos(at.saturating_sub(wakeups.nanoseconds())));
+        wakeups.helper.wait(alarm.map_or(wait, |alarm| wait.min(alarm)));
         wait = AT_MOST;
         if !vm.has_waiters() && cores.have_one_idle() {
             let end = Instant::now() + REPACK;
@@ -209,9 +205,8 @@ fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
         match vm.pageout() {
             Step::Worked => wakeups.upkeep.set(),
             Step::AwaitStore => {
-                if let Some(store) = vm.store() {
-                    store.maintain(true);
-                }
+                wakeups.ask_for_space();
+                wakeups.pageout.wait(AT_MOST);
             }
             Step::Rest | Step::AwaitIo => wakeups.pageout.wait(AT_MOST),
             Step::Stuck => {

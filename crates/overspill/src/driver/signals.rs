@@ -122,6 +122,8 @@ pub(super) struct Wakeups {
     pub(super) reads_again: Again<Vec<ReadIo>>,
     pub(super) writes_again: Again<WriteIo>,
     pub(super) upkeep: Event,
+    /// Pageout waits for prepared space of the store.
+    wants_space: AtomicBool,
     pub(super) stop: AtomicBool,
 }
 
@@ -138,6 +140,7 @@ impl Wakeups {
             reads_again: Again::default(),
             writes_again: Again::default(),
             upkeep: event(),
+            wants_space: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
     }
@@ -145,6 +148,17 @@ impl Wakeups {
     /// Somebody should take reads.
     pub(super) fn reads_wait(&self) {
         if self.bells.are_there() { self.bells.ring(READS) } else { self.fetch.set() }
+    }
+
+    /// Pageout needs prepared space: preparing it may wait for a disk and for memory, so upkeep does it, and says when it has.
+    pub(super) fn ask_for_space(&self) {
+        self.wants_space.store(true, Ordering::Release);
+        self.upkeep.set();
+    }
+
+    /// Whether pageout waits for space; takes the question.
+    pub(super) fn takes_question(&self) -> bool {
+        self.wants_space.swap(false, Ordering::AcqRel)
     }
 
     /// Wakes everybody, to see that they should stop.
@@ -176,6 +190,10 @@ impl Signals for Wakeups {
 
     fn writes_ready(&self) {
         if self.bells.are_there() { self.bells.ring(WRITES) } else { self.store.set() }
+    }
+
+    fn alarm(&self, _at: u64) {
+        self.helper.set();
     }
 
     fn nanoseconds(&self) -> u64 {

@@ -1,7 +1,6 @@
 //! The store's I/O by threads: each has one request at the store.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use overspill_store::BLOCK;
 use overspill_sys::AlignedBuf;
@@ -11,8 +10,6 @@ use super::signals::{AT_MOST, Wakeups};
 
 /// What one of the reading threads reads at once.
 const FETCH_BYTES: usize = 256 << 10;
-/// How long a store that refused a write is left alone.
-const AFTER_FAILED_WRITE: Duration = Duration::from_millis(100);
 
 pub(super) fn run_store(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
@@ -75,9 +72,6 @@ impl Reader {
 pub(super) fn perform_write(vm: &Vm, write: WriteIo) {
     let Some(store) = vm.store() else { return };
     let result = store.write(write.start(), write.bytes());
-    if result.is_err() {
-        std::thread::sleep(AFTER_FAILED_WRITE);
-    }
     vm.complete_write(write, result);
 }
 

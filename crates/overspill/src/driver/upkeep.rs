@@ -70,17 +70,32 @@ impl Compactor {
     }
 }
 
+/// Prepares space that pageout waits for, if it does, and says so.
+fn answers_pageout(vm: &Vm, wakeups: &Wakeups) -> bool {
+    let asked = wakeups.takes_question();
+    if asked {
+        if let Some(store) = vm.store() {
+            store.maintain(true);
+        }
+        wakeups.pageout.set();
+    }
+    asked
+}
+
 pub(super) fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, mut compactor: Compactor) {
     let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
         wakeups.upkeep.wait(UPKEEP);
-        // Pageout asks at every step.
-        std::thread::sleep(AFTER_UPKEEP);
+        if !answers_pageout(vm, wakeups) {
+            // Pageout asks at every step.
+            std::thread::sleep(AFTER_UPKEEP);
+        }
         let short = vm.is_short();
         if let Some(store) = vm.store() {
             while store.maintain(short) && !wakeups.stopped() {
                 // Punching is done in large pieces and leaves the disk to others in between.
                 std::thread::sleep(Duration::from_millis(1));
+                answers_pageout(vm, wakeups);
             }
         }
         if let Some(watch) = &mut watch {
