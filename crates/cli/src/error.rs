@@ -23,6 +23,8 @@ pub(crate) enum Error {
     MemoryTooSmall { memory: u64, least: u64 },
     #[error("memory {} is more than the {} this machine may use; give less memory and a larger size", human(*.memory), human(*.usable))]
     MemoryTooLarge { memory: u64, usable: u64 },
+    #[error("memory {} leaves too little of the {} that this cgroup may use for what the kernel charges to it beside us; give at most {}", human(*.memory), human(*.limit), human(*.most))]
+    NoRoomForKernel { memory: u64, limit: u64, most: u64 },
     #[error("size {} holds not even a page; give at least 4k (there is no 'unlimited')", human(*.0))]
     SizeTooSmall(u64),
     #[error("size {} is below memory {}; raise the size or lower the memory", human(*.size), human(*.memory))]
@@ -100,6 +102,7 @@ impl Error {
             Error::BadSize { .. }
             | Error::MemoryTooSmall { .. }
             | Error::MemoryTooLarge { .. }
+            | Error::NoRoomForKernel { .. }
             | Error::SizeTooSmall(_)
             | Error::SizeBelowMemory { .. } => Exit::Size,
             Error::NoSuchDirectory(_) | Error::NotADirectory(_) | Error::AlreadyMounted(_) => {

@@ -284,7 +284,8 @@ mod tests {
         std::os::unix::fs::symlink("target", at("link")).unwrap();
         assert!(append(&at("link")).unwrap_err().to_string().contains("symbolic link"));
         assert!(!at("target").exists());
-        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
         assert!(append(&at("fifo")).unwrap_err().to_string().contains("pipe"));
         std::fs::write(at("one"), "").unwrap();
         std::fs::hard_link(at("one"), at("two")).unwrap();

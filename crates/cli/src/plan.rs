@@ -94,6 +94,10 @@ fn memory_and_size(asked: &Requested, machine: Memory) -> Result<(u64, u64), Err
         Some(memory) if memory > machine.usable() => {
             return Err(Error::MemoryTooLarge { memory, usable: machine.usable() });
         }
+        Some(memory) if machine.limit.is_some_and(|limit| memory + kernels_share(memory) > limit) => {
+            let limit = machine.usable();
+            return Err(Error::NoRoomForKernel { memory, limit, most: most_within(limit) });
+        }
         Some(memory) => match size {
             Some(size) if size < memory => return Err(Error::SizeBelowMemory { size, memory }),
             _ => memory,
@@ -102,6 +106,20 @@ fn memory_and_size(asked: &Requested, machine: Memory) -> Result<(u64, u64), Err
         None => (machine.usable() / 10).min(size.unwrap_or(u64::MAX)).max(LEAST_MEMORY),
     };
     Ok((memory, size.unwrap_or(memory.saturating_mul(4))))
+}
+
+/// What the kernel charges to our cgroup beside the daemon's own memory: pages of ours that it holds dirty and cannot drop
+/// before we have taken them, inodes and names, stacks and page tables. Measured with daemon and work in one group of version 1:
+/// 64 MiB of memory were killed in 72, lived in 76 and were never short in 96; 256 MiB stood still in 270.
+fn kernels_share(memory: u64) -> u64 {
+    memory / 4 + KERNELS_LEAST
+}
+
+const KERNELS_LEAST: u64 = 16 << 20;
+
+/// The most memory that leaves the kernel its share of `limit`, in whole MiB.
+fn most_within(limit: u64) -> u64 {
+    (limit.saturating_sub(KERNELS_LEAST) / 5 * 4) >> 20 << 20
 }
 
 fn check_mountpoint(path: &Path, caller: Caller) -> Result<PathBuf, Error> {
@@ -175,6 +193,24 @@ mod tests {
     fn percent_is_of_ram_even_in_a_container() {
         let contained = Memory { limit: Some(2 * GIB), ..MACHINE };
         assert_eq!(sizes(Some("1%"), Some("200%"), contained), Ok((GIB, 200 * GIB)));
+    }
+
+    /// A budget just under the cgroup's limit would have the daemon killed: the kernel charges the group for more than us.
+    #[test]
+    fn a_cgroup_has_room_for_what_the_kernel_charges() {
+        let contained = |mib: u64| Memory { limit: Some(mib << 20), ..MACHINE };
+        let error = sizes(Some("64m"), None, contained(80)).unwrap_err();
+        assert!(
+            error.contains("64.0 MiB") && error.contains("80.0 MiB") && error.contains("51.0 MiB"),
+            "{error}"
+        );
+        for mib in [24, 80, 96, 512, 4096] {
+            let most = most_within(mib << 20);
+            assert!(most + kernels_share(most) <= mib << 20, "{most} in {mib} MiB");
+            assert!(sizes(Some(&most.to_string()), None, contained(mib)).is_ok(), "{most} in {mib} MiB");
+            assert!(sizes(Some(&(most + (2 << 20)).to_string()), None, contained(mib)).is_err());
+        }
+        assert_eq!(sizes(Some("384m"), None, contained(512)), Ok((384 << 20, 1536 << 20)));
     }
 
     #[test]

@@ -270,7 +270,12 @@ fn explain(error: std::io::Error, options: &FuseOptions) -> FuseError {
         FuseError::NoDevice
     } else if is_one_of(&error, &[Errno::MFILE, Errno::NFILE]) {
         FuseError::NoFiles(options.mountpoint.clone(), error)
-    } else if std::fs::OpenOptions::new().read(true).write(true).open(device).is_err_and(|e| is_one_of(&e, &[Errno::ACCESS, Errno::PERM])) {
+    } else if std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .is_err_and(|e| is_one_of(&e, &[Errno::ACCESS, Errno::PERM]))
+    {
         FuseError::DeviceRefused
     } else if text.contains("user_allow_other") {
         FuseError::AllowOther

@@ -50,9 +50,8 @@ mod tests {
     fn strangers_cannot_have_reports_made_at_will() {
         let count = Arc::new(AtomicU32::new(0));
         let counted = count.clone();
-        let make = move |name: &str| {
-            (name == "stats").then(|| counted.fetch_add(1, Ordering::Relaxed).to_string())
-        };
+        let make =
+            move |name: &str| (name == "stats").then(|| counted.fetch_add(1, Ordering::Relaxed).to_string());
         let reports = Cached::new(Box::new(make), 1000);
         for _ in 0..1000 {
             assert_eq!(reports.make("stats", 2000).as_deref(), Some("0"));

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use overspill_fuse::{FuseError, FuseOptions, Tuning};
 pub use overspill_store::codec::Method;
@@ -101,15 +102,20 @@ pub struct Debugging {
     pub fail_reads: bool,
     /// `fail-writes`: all writes to the store fail.
     pub fail_writes: bool,
+    /// `fail-writes-2s`: all writes to the store fail that come within two seconds of the first.
+    pub fail_writes_briefly: bool,
     /// `damage-reads`: all reads of the store bring damaged data.
     pub damage_reads: bool,
+    /// `hang-reads`: no read of the store ends.
+    pub hang_reads: bool,
     /// `no-uring`: the store's I/O as where io_uring is refused.
     pub no_uring: bool,
 }
 
 impl Debugging {
     /// The words of `-o debug=`.
-    pub const WORDS: &str = "evict, fail-reads, fail-writes, damage-reads, no-uring";
+    pub const WORDS: &str =
+        "evict, fail-reads, fail-writes, fail-writes-2s, damage-reads, hang-reads, no-uring";
 
     /// Turns on what a word of [`Debugging::WORDS`] says. False for any other.
     pub fn turn_on(&mut self, word: &str) -> bool {
@@ -117,7 +123,9 @@ impl Debugging {
             "evict" => &mut self.evict,
             "fail-reads" => &mut self.fail_reads,
             "fail-writes" => &mut self.fail_writes,
+            "fail-writes-2s" => &mut self.fail_writes_briefly,
             "damage-reads" => &mut self.damage_reads,
+            "hang-reads" => &mut self.hang_reads,
             "no-uring" => &mut self.no_uring,
             _ => return false,
         };
@@ -126,7 +134,11 @@ impl Debugging {
     }
 
     fn has_faults(self) -> bool {
-        self.fail_reads || self.fail_writes || self.damage_reads
+        self.fail_reads
+            || self.fail_writes
+            || self.fail_writes_briefly
+            || self.damage_reads
+            || self.hang_reads
     }
 }
 
@@ -314,8 +326,8 @@ fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
                 if store.separates() { 0 } else { usage.file_bytes.saturating_sub(stats.stored_bytes) };
             let reserve = fs.account().reserve() * page;
             let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
-            // What does not pack takes a little more than itself. A store that fails takes nothing.
-            let room = if vm.is_store_failing() { 0 } else { room - room / 32 };
+            // What does not pack takes a little more than itself. A broken store takes nothing.
+            let room = if vm.is_store_broken() { 0 } else { room - room / 32 };
             let memory = memory.saturating_sub(reserve / page);
             // Pages in memory take their part of the disk only when they leave it; compressed ones, as they are.
             let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
@@ -380,8 +392,18 @@ fn open_store(
     let always = |on: bool| if on { 1_000_000 } else { 0 };
     let relaxed = std::sync::atomic::Ordering::Relaxed;
     switches.read_error.store(always(faults.fail_reads), relaxed);
-    switches.write_error.store(always(faults.fail_writes), relaxed);
+    switches.write_error.store(always(faults.fail_writes || faults.fail_writes_briefly), relaxed);
     switches.read_flip.store(always(faults.damage_reads), relaxed);
+    switches.hang_reads.store(faults.hang_reads, relaxed);
+    if faults.fail_writes_briefly {
+        std::thread::spawn(move || {
+            while switches.counts().errors == 0 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(Duration::from_secs(2));
+            switches.stop();
+        });
+    }
     Ok((Some(Arc::new(faulty)), format!("{mode}, with faults")))
 }
 

@@ -20,7 +20,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use overspill_sys::AlignedBuf;
 
@@ -62,6 +63,8 @@ pub struct Faults {
     pub not_ready: AtomicU32,
     /// The store is full when this many blocks are allocated.
     pub full_after: AtomicU64,
+    /// Reads that come do not return as long as this is on.
+    pub hang_reads: AtomicBool,
     rng: AtomicU64,
     errors: AtomicU64,
     corruptions: AtomicU64,
@@ -95,6 +98,7 @@ impl Faults {
             misdirected_read: none(),
             not_ready: none(),
             full_after: AtomicU64::new(u64::MAX),
+            hang_reads: AtomicBool::new(false),
             rng: AtomicU64::new(seed),
             errors: AtomicU64::new(0),
             corruptions: AtomicU64::new(0),
@@ -107,6 +111,7 @@ impl Faults {
         let pairs = self.switches().into_iter().zip(calm.switches());
         pairs.for_each(|(switch, zero)| switch.store(zero.load(Ordering::Relaxed), Ordering::Relaxed));
         self.full_after.store(u64::MAX, Ordering::Relaxed);
+        self.hang_reads.store(false, Ordering::Relaxed);
     }
 
     fn switches(&self) -> [&AtomicU32; 14] {
@@ -278,6 +283,9 @@ impl Store for FaultyStore {
 
     fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
         let f = &self.faults;
+        while f.hang_reads.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         if Faults::next(&f.next_reads) || f.chance(&f.read_error) {
             return Err(f.error());
         }

@@ -301,10 +301,7 @@ impl Inode {
         let before = file.shown.load(Ordering::SeqCst);
         before != NOTHING_SHOWN
             && before != now
-            && file
-                .shown
-                .compare_exchange(before, NOTHING_SHOWN, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
+            && file.shown.compare_exchange(before, NOTHING_SHOWN, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 

@@ -277,7 +277,11 @@ impl Shared {
             };
             let Some(pause) = pauses.next() else {
                 if let PageInError::Damaged(strip) = error {
-                    tracing::error!(tag = extent.tag(), strip, "the store keeps returning damaged data: lost");
+                    tracing::error!(
+                        tag = extent.tag(),
+                        strip,
+                        "the store keeps returning damaged data: lost"
+                    );
                 }
                 return Err(error);
             };

@@ -31,8 +31,9 @@ struct Trouble {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     trouble: Mutex<Option<Trouble>>,
-    /// `trouble.is_some()`, readable without the lock.
+    /// `trouble.is_some()`, and whether it has lasted, readable without the lock.
     is_failing: AtomicBool,
+    is_broken: AtomicBool,
 }
 
 impl Health {
@@ -41,6 +42,7 @@ impl Health {
         if self.is_failing() {
             *self.trouble.lock() = None;
             self.is_failing.store(false, Ordering::Release);
+            self.is_broken.store(false, Ordering::Release);
         }
     }
 
@@ -53,8 +55,15 @@ impl Health {
             trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
             trouble.again_at = now + trouble.pause;
         }
+        let is_broken = now - trouble.since >= PATIENCE;
         self.is_failing.store(true, Ordering::Release);
-        Failure { again_at: trouble.again_at, is_broken: now - trouble.since >= PATIENCE }
+        self.is_broken.store(is_broken, Ordering::Release);
+        Failure { again_at: trouble.again_at, is_broken }
+    }
+
+    /// Whether it has refused all writes for so long that nobody should wait for it.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Acquire)
     }
 
     /// Whether the last write failed.
@@ -93,7 +102,9 @@ mod tests {
             assert!(!health.failed(n).is_broken);
         }
         health.wrote();
-        assert!(!health.is_failing() && !health.failed(PATIENCE).is_broken);
-        assert!(health.failed(2 * PATIENCE).is_broken);
+        assert!(!health.is_failing() && !health.failed(PATIENCE).is_broken && !health.is_broken());
+        assert!(health.failed(2 * PATIENCE).is_broken && health.is_broken());
+        health.wrote();
+        assert!(!health.is_broken());
     }
 }

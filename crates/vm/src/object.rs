@@ -145,9 +145,7 @@ impl Object {
             let begun = ahead.iter().position(|fetch| fetch.brings(&wanted.extent, &wanted.strips));
             let coming = match begun {
                 Some(i) => Coming::Fetch(ahead.swap_remove(i)),
-                None => {
-                    self.shared.fetch(&wanted.extent, wanted.strips.clone(), || ahead.clear()).await?
-                }
+                None => self.shared.fetch(&wanted.extent, wanted.strips.clone(), || ahead.clear()).await?,
             };
             // After this one: with few slots what is ahead must not take them all.
             if ahead.is_empty() && following > 0 {

@@ -231,9 +231,8 @@ impl Pageout {
         matches!(outcome, Outcome::Done | Outcome::Bypassed)
     }
 
-    /// Whether the store has refused all writes since one last went through.
-    pub(crate) fn is_store_failing(&self) -> bool {
-        self.health.is_failing()
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     pub(crate) fn next_tag(&self) -> u64 {

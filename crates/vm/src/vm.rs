@@ -369,7 +369,12 @@ impl Vm {
 
     /// Whether the store has refused all writes since one last went through.
     pub fn is_store_failing(&self) -> bool {
-        self.0.pageout.is_store_failing()
+        self.0.pageout.health().is_failing()
+    }
+
+    /// Whether it has done so for so long that nobody is left waiting for it.
+    pub fn is_store_broken(&self) -> bool {
+        self.0.pageout.health().is_broken()
     }
 
     /// Pageout's batches that are at the store now.

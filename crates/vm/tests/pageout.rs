@@ -63,7 +63,11 @@ fn an_old_version_never_comes_back() {
     write(&vm, &object, 0, 2);
     object.discard(1, 2).unwrap();
     while vm.pageout() == Step::Worked {}
-    assert_eq!((vm.writes_in_flight(), vm.stats().dirty_bytes), (1, PAGE), "a second write would be under way");
+    assert_eq!(
+        (vm.writes_in_flight(), vm.stats().dirty_bytes),
+        (1, PAGE),
+        "a second write would be under way"
+    );
     perform(&vm, first);
     assert_eq!(read(&vm, &object, 0), Ok(2));
     evict_all(&vm);
@@ -289,7 +293,8 @@ fn pages_that_die_on_the_way_are_counted_dead() {
 fn errors_of_a_store_are_waited_out() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
     let faults = store.faults();
-    let always = |on| faults.write_error.store(if on { 1_000_000 } else { 0 }, std::sync::atomic::Ordering::Relaxed);
+    let always =
+        |on| faults.write_error.store(if on { 1_000_000 } else { 0 }, std::sync::atomic::Ordering::Relaxed);
     let (vm, account) = unpacked_vm_on(Some(Arc::new(store)));
     let object = vm.object(&account);
     let data = vec![3; 4000 * PAGE];

@@ -4,10 +4,15 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::harness::{CleanUp, is_root, ok, overspill, program, refused, run, scratch, stderr};
+use rustix::process::Signal;
+
+use crate::harness::{
+    CleanUp, Guard, daemon_of, eventually, is_root, kill, ok, overspill, program, refused, run, scratch,
+    stderr,
+};
 
 const NOBODY: u32 = 65_534;
 
@@ -100,6 +105,56 @@ fn root_handles_a_users_mount() {
     ok(&unmounted);
     assert_eq!(crate::harness::daemon_of(&dir), None, "umount came back before the daemon was gone");
     assert!(base.path().join("home/.local/state/overspill.log").exists());
+}
+
+/// Root asks a user's mount as that user, who may look into his processes: nothing of root's is in that one.
+#[test]
+fn root_shows_its_environment_and_files_to_no_user() {
+    if !is_root("two users") {
+        return;
+    }
+    let Ok(_device) = OpenDevice::new() else {
+        eprintln!("skipped: /dev/fuse cannot be opened to users");
+        return;
+    };
+    let base = for_nobody();
+    let dir = base.path().join("home/mnt");
+    let _clean_up = CleanUp(dir.clone());
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    ok(&run(as_nobody(base.path(), "overspill").args(["mount", "--memory=4M"]).arg(&dir)));
+    let daemon = daemon_of(&dir).unwrap();
+    // While the daemon does not answer, whoever asks it stands still and can be looked at.
+    kill(daemon, Signal::STOP);
+    let line = r#"exec 9</etc/shadow; exec "$1" stats "$2""#;
+    let mut asking = Command::new("sh");
+    asking.args(["-c", line, "sh"]).arg(program()).arg(&dir).env("SECRET", "of root's");
+    let asking = Guard(asking.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let theirs = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut found = processes.filter(|process| {
+            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let of_nobody = process.metadata().is_ok_and(|metadata| metadata.uid() == NOBODY);
+            of_nobody && String::from_utf8_lossy(&line).contains("stats\0--json\0")
+        });
+        found.next().map(|process| process.path())
+    };
+    let mut seen = None;
+    eventually("root asks as the user", || {
+        seen = theirs();
+        seen.is_some()
+    });
+    let process = seen.unwrap();
+    let environment = fs::read(process.join("environ")).unwrap();
+    let open: Vec<_> = fs::read_dir(process.join("fd"))
+        .unwrap()
+        .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
+        .collect();
+    kill(daemon, Signal::CONT);
+    drop(asking);
+    ok(&overspill(["umount".as_ref(), dir.as_os_str()]));
+    assert_eq!(String::from_utf8_lossy(&environment), "", "root's environment");
+    assert!(!open.iter().any(|path| path == Path::new("/etc/shadow")), "root's files: {open:?}");
 }
 
 #[test]

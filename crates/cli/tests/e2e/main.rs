@@ -8,12 +8,15 @@
 mod harness;
 
 mod as_user;
+mod attributes;
 mod bad_input;
 mod death;
 mod enospc;
 mod evict;
 mod faults;
 mod files;
+mod isolation;
+mod metadata;
 mod mounting;
 mod names;
 mod options;
