@@ -83,8 +83,8 @@ impl TmpFs {
     }
 
     /// Takes note that data which somebody was told is written did not come in: its range reads as an error until it
-    /// is written again, and the file is at least long enough to hold it. Where the system has no memory even for that
-    /// note, the range reads as an error until the file is cut below it.
+    /// is written again, and the file is at least long enough to hold it. Where there is no room even for that note, which a
+    /// writer who never stops must not fill memory with, the range reads as an error until the file is cut below it.
     ///
     /// This is for a kernel's writeback that had to be refused: nobody is left to hear the error, and zeros or old
     /// bytes in that place would be silent damage.
@@ -97,7 +97,7 @@ impl TmpFs {
         let end = checked_end(offset, len)?;
         let _gate = gate_for_growth(file, offset).await?;
         if let Err(unmarked) = self.object(file).lose(offset, end) {
-            file.lose(&(unmarked..end));
+            file.lose(unmarked..end);
         }
         file.grow(end);
         Ok(())

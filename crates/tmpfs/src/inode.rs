@@ -12,6 +12,7 @@ use overspill_vm::{Charge, Object};
 
 use crate::dir::Dir;
 use crate::error::FsError;
+use crate::lost::Lost;
 use crate::sync::lock;
 use crate::table::Slot;
 use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, Timestamp};
@@ -56,8 +57,7 @@ pub(crate) struct File {
     pub(crate) gate: async_lock::RwLock<()>,
     /// Bytes at and after it are zeros. Grows under the shared gate, otherwise changes under the exclusive one.
     size: AtomicU64, // g
-    /// Bytes in here cannot be read: data was lost in this range that could not be noted page by page. Empty else.
-    lost: Mutex<Range<u64>>, // g, as the size
+    lost: Mutex<Lost>, // g, as the size
     /// A write was given up half way: bytes of it may lie beyond the end of the file, where zeros are promised.
     pub(crate) has_remains: AtomicBool,
     /// The mode and the count of pages that attributes showed last, packed; see [`Inode::has_stale_attributes`].
@@ -121,7 +121,7 @@ impl Node {
             object: OnceLock::new(),
             gate: async_lock::RwLock::new(()),
             size: AtomicU64::new(0),
-            lost: Mutex::new(0..0),
+            lost: Mutex::default(),
             has_remains: AtomicBool::new(false),
             shown: AtomicU64::new(NOTHING_SHOWN),
         })
@@ -152,25 +152,17 @@ impl File {
 
     /// Whether bytes of this range cannot be read.
     pub(crate) fn is_lost(&self, range: &Range<u64>) -> bool {
-        let lost = lock(&self.lost);
-        lost.start < range.end && range.start < lost.end
+        lock(&self.lost).touches(range)
     }
 
-    /// Nothing from `range` can be read, nor what lies between it and what was lost before.
-    pub(crate) fn lose(&self, range: &Range<u64>) {
-        let mut lost = lock(&self.lost);
-        *lost = if lost.is_empty() {
-            range.clone()
-        } else {
-            lost.start.min(range.start)..lost.end.max(range.end)
-        };
+    /// Nothing from `range` can be read, until the file is cut below it.
+    pub(crate) fn lose(&self, range: Range<u64>) {
+        lock(&self.lost).add(range);
     }
 
     /// Sets the size; the gate must be held exclusively. What is cut off is lost no more.
     pub(crate) fn set_size(&self, size: u64) {
-        let mut lost = lock(&self.lost);
-        lost.end = lost.end.min(size);
-        drop(lost);
+        lock(&self.lost).cut(size);
         self.size.store(size, Ordering::Release);
     }
 }

@@ -20,6 +20,7 @@ mod error;
 mod file;
 mod fs;
 mod inode;
+mod lost;
 mod namei;
 mod rename;
 mod sync;

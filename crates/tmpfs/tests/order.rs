@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use common::{ME, ROOT, fs_on, noise, read, truncate, vm, write};
+use common::{ME, MemStore, ROOT, fs_on, noise, read, truncate, vm, vm_on, write};
 use futures_lite::future::block_on;
 use overspill_tmpfs::{FallocateMode, SetAttr, TmpFs, WriteFlags};
 use overspill_vm::{PAGE, testing};
@@ -185,4 +185,49 @@ fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
     write(&fs, ino, 0, b"still here").unwrap();
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(fs.account().used(), 0);
+}
+
+/// A write that waits is dropped, begun anew and refused, as a transport does that parks requests: what the first try has
+/// written lies beyond the end of the file, and must neither show when that grows, nor stay charged.
+#[test]
+fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
+    // Nothing can leave memory.
+    let fs = fs_on(&vm_on(32, MemStore::new(0)), 4096);
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    write(&fs, ino, 0, &[1; 100]).unwrap();
+    let (used, data) = (fs.account().used(), noise(64 * PAGE));
+    let try_once = |keep: usize| {
+        let mut writing = Box::pin(fs.write(ino, 100, &data[..keep], WriteFlags::default()));
+        assert!(writing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(writing);
+        assert!(fs.account().used() > used, "the first try wrote nothing");
+    };
+    let refuse = |keep: usize| {
+        let refused = testing::block_on(fs.vm(), fs.write(ino, 100, &data[..keep], WriteFlags::default()));
+        assert!(refused.as_ref().map_or(true, |&n| n < keep), "{refused:?}");
+        refused.unwrap_or(0) as u64
+    };
+    // Refused: nothing is left but what the answer says.
+    try_once(data.len());
+    let end = 100 + refuse(data.len());
+    assert_eq!(fs.getattr(ino).unwrap().size, end);
+    assert_eq!(fs.account().used(), end.div_ceil(P));
+    let is_zero_from = |from: u64| {
+        truncate(&fs, ino, 60 * P).unwrap();
+        let tail = read(&fs, ino, from, 60 * PAGE).unwrap();
+        assert!(tail.len() as u64 == 60 * P - from && tail.iter().all(|&b| b == 0), "old bytes show");
+    };
+    is_zero_from(end);
+    // Given up for good, then the file grows: by a truncation, by a write behind a hole, by a note of what was lost.
+    for grow in 0..3 {
+        truncate(&fs, ino, 100).unwrap();
+        try_once(data.len());
+        match grow {
+            0 => drop(truncate(&fs, ino, 50 * P).unwrap()),
+            1 => drop(write(&fs, ino, 50 * P, b"x").unwrap()),
+            _ => testing::block_on(fs.vm(), fs.mark_lost(ino, 50 * P, 1)).unwrap(),
+        }
+        let hole = read(&fs, ino, 100, 49 * PAGE).unwrap();
+        assert!(hole.len() == 49 * PAGE && hole.iter().all(|&b| b == 0), "old bytes show, way {grow}");
+    }
 }

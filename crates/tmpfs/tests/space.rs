@@ -282,3 +282,51 @@ fn a_damaged_store_is_an_error_never_wrong_bytes() {
     assert_eq!(setattr(&fs, ino, SetAttr { size: Some(0), ..SetAttr::default() }).unwrap().size, 0);
     assert_eq!(fs.account().used(), 0);
 }
+
+/// The last byte that the kernel's own limit allows is kept like any other.
+#[test]
+fn the_last_possible_byte_is_kept() {
+    let fs = fs();
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    let last = i64::MAX as u64 - 1;
+    assert_eq!(write(&fs, ino, last, b"xy"), Ok(1));
+    assert_eq!(fs.getattr(ino).unwrap().size, last + 1);
+    assert_eq!(read(&fs, ino, last - 1, 10).unwrap(), b"\0x");
+    assert_eq!(write(&fs, ino, last + 1, b"x").unwrap_err(), FsError::FileTooBig);
+}
+
+/// Data that was promised and finds no room is lost alone: neither a full account nor full metadata takes more with it.
+#[test]
+fn what_cannot_be_taken_in_is_lost_alone() {
+    let vm = vm(32);
+    let fs = fs_on(&vm, 8);
+    let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
+    write(&fs, ino, 0, &[1; 4 * PAGE]).unwrap();
+    write(&fs, ino, 100 * P, &[2; 4 * PAGE]).unwrap();
+    let held = vm.charge(vm.metadata_left()).unwrap();
+    assert!(vm.charge(1).is_err());
+    testing::block_on(&vm, fs.mark_lost(ino, 50 * P, P)).unwrap();
+    testing::block_on(&vm, fs.mark_lost(ino, 500 * P, P)).unwrap();
+    drop(held);
+    assert_eq!(read(&fs, ino, 0, 4 * PAGE).unwrap(), [1; 4 * PAGE]);
+    assert_eq!(read(&fs, ino, 100 * P, 4 * PAGE).unwrap(), [2; 4 * PAGE]);
+    for page in [50, 500] {
+        assert_eq!(read(&fs, ino, page * P, 1).unwrap_err(), FsError::Memory(VmError::Lost));
+        assert_eq!(read(&fs, ino, (page - 1) * P, PAGE).unwrap(), [0; PAGE]);
+    }
+}
+
+/// Where there is no limit, the inodes that can still be made are those that there is memory for.
+#[test]
+fn statfs_knows_how_many_inodes_there_is_memory_for() {
+    let vm = vm(64);
+    let fs = fs_on(&vm, 10);
+    let promised = fs.statfs().inodes_free;
+    let mut made = 0;
+    while fs.create(ROOT, format!("{made}").as_bytes(), 0o644, ME).is_ok() {
+        made += 1;
+    }
+    assert!((promised - promised / 50..=promised).contains(&made), "{made} of {promised}");
+    let full = fs.statfs();
+    assert_eq!((full.inodes, full.inodes_free), (made + 1, 0));
+}

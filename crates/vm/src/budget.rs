@@ -251,6 +251,11 @@ impl Budget {
         (self.limit / 4 * 3).saturating_sub(self.metadata())
     }
 
+    /// Whether metadata may go on beyond its share to say what was lost.
+    pub(crate) fn has_room_for_notes(&self) -> bool {
+        self.metadata() < self.limit / 8 * 7
+    }
+
     /// Whether `bytes` of metadata that must be could come upon us twice and leave too little for pages to move; or
     /// little of its share is left.
     pub(crate) fn metadata_is_short(&self, bytes: usize) -> bool {

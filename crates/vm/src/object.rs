@@ -470,22 +470,29 @@ impl Object {
     /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or
     /// discarded. For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
     ///
-    /// Takes what it needs beyond any limit of account and budget: a page that could not be marked would take others,
-    /// which are sound, with it.
+    /// It may use the account's reserve, and metadata beyond its share.
     ///
     /// # Errors
-    /// The first byte that could not be marked because the system has no memory.
+    /// The first byte that could not be marked, when even those are at their end.
     pub fn lose(&self, start: u64, end: u64) -> Result<(), u64> {
         let mut at = start;
         while at < end {
             let piece = Piece::first(at, usize::try_from(end - at).unwrap_or(usize::MAX));
+            if !self.shared.budget.has_room_for_notes() {
+                return Err(at);
+            }
             let marked = self.with_own_chunk(piece.chunk, None, |chunk, state| {
                 let new = u64::from((piece.pages() & !state.existing()).count_ones());
-                chunk.account().charge_forced(new);
+                if !chunk.account().try_charge(new, Space::Reserve) {
+                    return false;
+                }
                 state.lose(piece.pages());
                 self.pages.fetch_add(new, Ordering::Relaxed);
+                true
             });
-            marked.map_err(|_| at)?;
+            if marked != Ok(true) {
+                return Err(at);
+            }
             at += piece.len as u64;
         }
         Ok(())
