@@ -5,9 +5,12 @@
 //! After every step the budget holds; whenever all is at rest, every byte, slot, block and count is checked against
 //! a plain model. A failure prints its seed; the same seed replays it.
 //!
-//! - [`model`]: what an object should hold, and which answers of a read are right while a write is under way.
-//! - [`world`]: the VM, the store, the operations under way, and what can happen next.
+//! - [`model`]: what an object should hold, and which answers of a read are right while changes are under way.
+//! - [`driver`]: pageout, a helper, upkeep and the store's I/O, each of which does something only when it was signalled: a
+//!   signal that is lost leaves operations waiting, which is found when all comes to rest.
+//! - [`world`]: the clients with their operations, several on one object, some dropped half way and begun anew.
 
+mod driver;
 mod model;
 mod world;
 

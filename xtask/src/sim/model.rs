@@ -1,81 +1,146 @@
-//! What an object should hold.
+//! What an object should hold, page by page: what each page may show now, what it showed while a read was under way, and
+//! what it will show when the change under way is done.
 
 use overspill_vm::PAGE;
 
-/// A page as the model knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Page {
-    /// Its bytes; all zeros for absent.
-    bytes: Box<[u8]>,
-    /// Damage was seen here, or data was given up: reads may fail until it is wholly overwritten.
-    may_be_lost: bool,
+/// Contents of a page.
+type Bytes = Box<[u8]>;
+
+/// How a change came out, for one of its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    NotDone,
+    /// It was given up somewhere on the way.
+    Unknown,
 }
 
-/// The contents of one object, page by page.
+/// A page as the model knows it.
+#[derive(Debug, Clone)]
+struct Page {
+    /// What it may hold. More than one only after a change of unknown outcome.
+    possible: Vec<Bytes>,
+    /// What it will, when the change under way is done. One change at a time.
+    coming: Option<Vec<Bytes>>,
+    /// What it held before, and until when: for reads that have begun earlier.
+    past: Vec<(u64, Bytes)>,
+    /// Damage was seen here, or data was given up: reads may fail until it is wholly overwritten.
+    may_be_lost: bool,
+    /// Whether the change under way makes it sound again.
+    heals: bool,
+}
+
+/// The contents of one object.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pages: Vec<Page>,
 }
 
+/// The part of `len` bytes at `at` in each page: the page, and where in the page and in the bytes.
+fn parts(at: usize, len: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let (page, from) = ((at + done) / PAGE, (at + done) % PAGE);
+        let n = (PAGE - from).min(len - done);
+        (n > 0).then(|| {
+            let part = (page, from..from + n, done..done + n);
+            done += n;
+            part
+        })
+    })
+}
+
 impl Model {
     pub(crate) fn new(pages: usize) -> Model {
-        Model { pages: vec![Page { bytes: vec![0; PAGE].into(), may_be_lost: false }; pages] }
+        let page = Page {
+            possible: vec![vec![0; PAGE].into()],
+            coming: None,
+            past: Vec::new(),
+            may_be_lost: false,
+            heals: false,
+        };
+        Model { pages: vec![page; pages] }
     }
 
-    /// Writes; pages overwritten as a whole are sound again.
-    pub(crate) fn write(&mut self, at: usize, data: &[u8]) {
-        let mut done = 0;
-        while done < data.len() {
-            let (page, from) = ((at + done) / PAGE, (at + done) % PAGE);
-            let n = (PAGE - from).min(data.len() - done);
-            self.pages[page].bytes[from..from + n].copy_from_slice(&data[done..done + n]);
-            self.pages[page].may_be_lost &= n < PAGE;
-            done += n;
+    /// Whether a change of these bytes can begin: no other one is at their pages.
+    pub(crate) fn is_free(&self, at: usize, len: usize) -> bool {
+        parts(at, len).all(|(page, ..)| self.pages[page].coming.is_none())
+    }
+
+    /// A write of `data` begins.
+    pub(crate) fn begin(&mut self, at: usize, data: &[u8]) {
+        for (page, within, from) in parts(at, data.len()) {
+            let page = &mut self.pages[page];
+            assert!(page.coming.is_none(), "changes of one page come one after the other");
+            let mut coming = page.possible.clone();
+            coming.iter_mut().for_each(|bytes| bytes[within.clone()].copy_from_slice(&data[from.clone()]));
+            coming.dedup();
+            page.heals = within.len() == PAGE;
+            page.coming = Some(coming);
         }
     }
 
-    /// Bytes become zeros; whole pages are sound again.
-    pub(crate) fn zero(&mut self, at: usize, len: usize) {
-        self.write(at, &vec![0; len]);
+    /// The change of these bytes has ended, at this time, in each page as `outcome` says (of the bytes up to the page's end).
+    pub(crate) fn end(&mut self, at: usize, len: usize, now: u64, outcome: impl Fn(usize) -> Outcome) {
+        for (page, _, part) in parts(at, len) {
+            let outcome = outcome(part.end);
+            let page = &mut self.pages[page];
+            let coming = page.coming.take().unwrap_or_default();
+            let gone = match outcome {
+                Outcome::Done => {
+                    page.may_be_lost &= !page.heals;
+                    std::mem::replace(&mut page.possible, coming)
+                }
+                Outcome::NotDone => coming,
+                Outcome::Unknown => {
+                    page.possible.extend(coming);
+                    page.possible.dedup();
+                    Vec::new()
+                }
+            };
+            page.past.extend(gone.into_iter().map(|bytes| (now, bytes)));
+        }
+    }
+
+    /// A change that is done at once.
+    pub(crate) fn write(&mut self, at: usize, data: &[u8], now: u64) {
+        self.begin(at, data);
+        self.end(at, data.len(), now, |_| Outcome::Done);
     }
 
     /// Reads of these bytes may fail from now on.
     pub(crate) fn doubt(&mut self, at: usize, len: usize) {
-        for page in &mut self.pages[at / PAGE..(at + len).div_ceil(PAGE)] {
-            page.may_be_lost = true;
-        }
+        parts(at, len).for_each(|(page, ..)| self.pages[page].may_be_lost = true);
     }
 
     pub(crate) fn is_in_doubt(&self, at: usize, len: usize) -> bool {
-        self.pages[at / PAGE..(at + len).div_ceil(PAGE)].iter().any(|page| page.may_be_lost)
+        parts(at, len).any(|(page, ..)| self.pages[page].may_be_lost)
     }
 
+    /// Whether the page must exist.
     pub(crate) fn page_has_data(&self, page: usize) -> bool {
-        self.pages[page].bytes.iter().any(|&b| b != 0)
+        self.pages[page].possible.iter().all(|bytes| bytes.iter().any(|&b| b != 0))
     }
 
-    /// Whether the page at `at` holds `bytes`, all of them in that page.
-    fn shows(&self, at: usize, bytes: &[u8]) -> bool {
-        let (page, from) = (at / PAGE, at % PAGE);
-        &self.pages[page].bytes[from..from + bytes.len()] == bytes
+    /// No read is under way: what pages held before is of no interest.
+    pub(crate) fn forget_past(&mut self) {
+        self.pages.iter_mut().for_each(|page| page.past.clear());
     }
-}
 
-/// Asserts that `read` is what a read at `at` may see while a change is perhaps under way: each page as one of
-/// `states` has it, none in between (R28, R67).
-///
-/// # Panics
-/// When it is not.
-pub(crate) fn assert_read(states: &[&Model], at: usize, read: &[u8]) {
-    let mut done = 0;
-    while done < read.len() {
-        let n = (PAGE - (at + done) % PAGE).min(read.len() - done);
-        let got = &read[done..done + n];
-        assert!(
-            states.iter().any(|state| state.shows(at + done, got)),
-            "page {} holds what was never written there",
-            (at + done) / PAGE
-        );
-        done += n;
+    /// Asserts that `read` is what a read at `at` may see that began at `since` and ends now: each page as it was at some
+    /// time in between, and nothing half done (R28, R67).
+    ///
+    /// # Panics
+    /// When it is not.
+    pub(crate) fn assert_read(&self, at: usize, read: &[u8], since: u64) {
+        for (number, within, from) in parts(at, read.len()) {
+            let page = &self.pages[number];
+            let past = page.past.iter().filter(|(until, _)| *until >= since).map(|(_, bytes)| bytes);
+            let mut all = page.possible.iter().chain(page.coming.iter().flatten()).chain(past);
+            assert!(
+                all.any(|bytes| bytes[within.clone()] == read[from.clone()]),
+                "page {number} holds what was never written there"
+            );
+        }
     }
 }

@@ -1,32 +1,31 @@
 //! Everything that can happen, chosen by one seed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::AddAssign;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use overspill_slab::{CpuMode, choose_cpu_mode, inject};
 use overspill_store::codec::Method;
-use overspill_store::{FaultCounts, Faults, FaultyStore, MemStore};
-use overspill_vm::testing::{check, perform};
-use overspill_vm::{Account, CHUNK, Io, Object, PAGE, Signals, Space, Step, Vm, VmConfig, VmError};
+use overspill_store::{Faults, FaultyStore, MemStore};
+use overspill_vm::testing::check;
+use overspill_vm::{Account, CHUNK, Object, PAGE, Space, Vm, VmConfig, VmError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::model::{Model, assert_read};
+use super::driver::Driver;
+use super::model::{Model, Outcome};
 
 const OBJECTS: usize = 4;
 /// Pages of each object: several chunks, more than the budget in sum.
 const PAGES: usize = 72;
 /// Operations under way at once, at most.
 const CLIENTS: usize = 6;
-/// The store takes at most so long, in ticks of simulated time.
-const SLOWEST: u64 = 40;
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,14 +37,30 @@ pub(crate) struct Tally {
     unpacked: u64,
     faults: u64,
     refused: u64,
+    /// Operations that were dropped while they waited, and begun anew.
+    begun_anew: u64,
+    /// Turns of a helper, and segments compacted.
+    helped: u64,
+    compacted: u64,
     checks: u64,
 }
 
 impl Tally {
     /// Whether a good number of seeds came to nothing in some respect.
     pub(crate) fn is_idle(&self) -> bool {
-        [self.page_outs, self.page_ins, self.repacked, self.unpacked, self.faults, self.refused, self.checks]
-            .contains(&0)
+        [
+            self.page_outs,
+            self.page_ins,
+            self.repacked,
+            self.unpacked,
+            self.faults,
+            self.refused,
+            self.begun_anew,
+            self.helped,
+            self.compacted,
+            self.checks,
+        ]
+        .contains(&0)
     }
 }
 
@@ -58,6 +73,9 @@ impl AddAssign for Tally {
         self.unpacked += other.unpacked;
         self.faults += other.faults;
         self.refused += other.refused;
+        self.begun_anew += other.begun_anew;
+        self.helped += other.helped;
+        self.compacted += other.compacted;
         self.checks += other.checks;
     }
 }
@@ -66,13 +84,17 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} operations, {} refused, {} pages out, {} in, {} repacked, {} unpacked, {} faults, {} full checks",
+            "{} operations, {} refused, {} begun anew, {} pages out, {} in, {} repacked, {} unpacked, {} helped, \
+             {} compacted, {} faults, {} full checks",
             self.operations,
             self.refused,
+            self.begun_anew,
             self.page_outs,
             self.page_ins,
             self.repacked,
             self.unpacked,
+            self.helped,
+            self.compacted,
             self.faults,
             self.checks
         )
@@ -87,27 +109,22 @@ impl Wake for Woken {
     }
 }
 
-/// An object, what it should hold, and what is being done to it.
+/// An object, what it should hold, and who is at it.
 struct Subject {
     object: Rc<Object>,
     model: Model,
-    /// What it will hold when the change under way is done.
-    next: Option<Model>,
-    /// What it would hold if the last change had not failed.
-    failed: Option<Model>,
+    /// Changes and reads under way.
+    changes: usize,
     readers: usize,
-    /// A change and a read were under way together: no other change until the readers are gone, so that each read
-    /// has but two right answers.
-    raced: bool,
 }
 
 impl Subject {
     fn new(object: Object, model: Model) -> Subject {
-        Subject { object: Rc::new(object), model, next: None, failed: None, readers: 0, raced: false }
+        Subject { object: Rc::new(object), model, changes: 0, readers: 0 }
     }
 
-    fn may_change(&self) -> bool {
-        self.next.is_none() && !(self.raced && self.readers > 0)
+    fn is_quiet(&self) -> bool {
+        self.changes == 0 && self.readers == 0
     }
 }
 
@@ -116,36 +133,26 @@ struct Task {
     woken: Arc<Woken>,
 }
 
+/// What operations share with the world.
+#[derive(Clone)]
+struct Shared {
+    subjects: Rc<RefCell<Vec<Subject>>>,
+    tally: Rc<RefCell<Tally>>,
+    faults: Arc<Faults>,
+    now: Rc<Cell<u64>>,
+    /// The store has refused everything for so long that waiters may be refused.
+    was_broken: Rc<Cell<bool>>,
+    mode: Mode,
+    trace: bool,
+}
+
 pub(crate) struct World {
     rng: StdRng,
     vm: Vm,
     account: Arc<Account>,
-    faults: Arc<Faults>,
-    subjects: Rc<RefCell<Vec<Subject>>>,
+    driver: Driver,
+    shared: Shared,
     tasks: Vec<Task>,
-    /// Requests at the store, and when they are done.
-    at_store: Vec<(u64, Io)>,
-    now: u64,
-    tally: Rc<RefCell<Tally>>,
-    /// Print what happens.
-    trace: bool,
-    /// Whether reads may ever fail, or memory run out, with this seed.
-    mode: Mode,
-}
-
-/// A clock that shows anything: whether the store outruns the compressor is anybody's guess.
-struct BrokenClock(AtomicU64);
-
-impl Signals for BrokenClock {
-    fn pageout_wanted(&self) {}
-    fn reads_ready(&self) {}
-    fn writes_ready(&self) {}
-    fn alarm(&self, _at: u64) {}
-
-    fn nanoseconds(&self) -> u64 {
-        let next = |x: u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(0) >> 44
-    }
 }
 
 /// What the seed's store does wrong.
@@ -195,7 +202,7 @@ impl World {
         config.repack = rng.random();
         config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
-        vm.set_signals(Arc::new(BrokenClock(AtomicU64::new(seed))));
+        let driver = Driver::new(&vm);
         if mode == Mode::NoObjects {
             inject::fail_one_in(rng.random_range(2..200), seed);
         }
@@ -203,24 +210,14 @@ impl World {
         let account = Account::new(limit);
         let subject = || Subject::new(vm.object(&account), Model::new(PAGES));
         let subjects = Rc::new(RefCell::new((0..OBJECTS).map(|_| subject()).collect()));
-        World {
-            rng,
-            vm,
-            account,
-            faults,
-            subjects,
-            tasks: Vec::new(),
-            at_store: Vec::new(),
-            now: 0,
-            tally: Rc::default(),
-            trace,
-            mode,
-        }
+        let (tally, now, was_broken) = (Rc::default(), Rc::default(), Rc::default());
+        let shared = Shared { subjects, tally, faults, now, was_broken, mode, trace };
+        World { rng, vm, account, driver, shared, tasks: Vec::new() }
     }
 
     /// What is wrong with this seed's store.
     pub(crate) fn mode(&self) -> &'static str {
-        match self.mode {
+        match self.shared.mode {
             Mode::Sound => "is sound",
             Mode::FailsWrites => "fails writes",
             Mode::FailsReads => "fails reads",
@@ -233,30 +230,40 @@ impl World {
 
     /// One thing happens.
     pub(crate) fn step(&mut self) {
-        self.now += 1;
+        self.tick();
         match self.rng.random_range(0..100) {
             0..25 => self.begin(),
             25..55 => self.poll_some(),
-            55..70 => self.pageout(),
-            70..85 => self.take_io(),
-            85..97 => self.complete_io(),
+            55..97 => self.driver.step(&mut self.rng),
             97 => self.change_faults(),
             98 => self.vm.maintain(),
-            _ if self.now.is_multiple_of(4) => self.come_to_rest(),
+            _ if self.rng.random_ratio(1, 4) => self.come_to_rest(),
+            _ if self.rng.random_ratio(1, 4) => self.vm.set_eager(self.rng.random()),
             _ => {}
         }
         let stats = self.vm.stats();
         assert!(
             stats.charged_bytes <= stats.limit_bytes + stats.metadata_bytes,
             "over budget at {}: {stats:?}",
-            self.now
+            self.driver.now
         );
+    }
+
+    fn tick(&mut self) {
+        self.driver.tick();
+        self.shared.now.set(self.driver.now);
+        let broken = self.shared.was_broken.get() || self.vm.is_store_broken();
+        self.shared.was_broken.set(broken);
     }
 
     fn change_faults(&mut self) {
         let chance = |rng: &mut StdRng| if rng.random() { 0 } else { rng.random_range(0..300_000) };
-        let f = &self.faults;
-        let set: &[_] = match self.mode {
+        let f = &self.shared.faults;
+        let set: &[_] = match self.shared.mode {
+            // Now and then it refuses all.
+            Mode::FailsWrites if self.rng.random_ratio(1, 4) => {
+                return f.write_error.store(1_000_000, Ordering::Relaxed);
+            }
             Mode::FailsWrites => &[&f.write_error, &f.torn_error],
             Mode::FailsReads => &[&f.read_error],
             Mode::Damages => {
@@ -266,36 +273,6 @@ impl World {
         };
         for fault in set {
             fault.store(chance(&mut self.rng), Ordering::Relaxed);
-        }
-    }
-
-    fn pageout(&mut self) {
-        if self.rng.random_range(0..20) == 0 {
-            self.vm.set_eager(self.rng.random());
-        }
-        if self.vm.pageout() == Step::AwaitStore {
-            self.maintain_store();
-        }
-    }
-
-    fn maintain_store(&self) {
-        if let Some(store) = self.vm.store() {
-            store.maintain(true);
-        }
-    }
-
-    fn take_io(&mut self) {
-        if let Some(io) = self.vm.next_io() {
-            let due = self.now + self.rng.random_range(0..SLOWEST);
-            self.at_store.push((due, io));
-        }
-    }
-
-    fn complete_io(&mut self) {
-        let due: Vec<usize> = (0..self.at_store.len()).filter(|&i| self.at_store[i].0 <= self.now).collect();
-        if !due.is_empty() {
-            let (_, io) = self.at_store.swap_remove(due[self.rng.random_range(0..due.len())]);
-            perform(&self.vm, io);
         }
     }
 
@@ -318,19 +295,19 @@ impl World {
     }
 
     fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
-        self.tally.borrow_mut().operations += 1;
+        self.shared.tally.borrow_mut().operations += 1;
         let woken = Arc::new(Woken(AtomicBool::new(true)));
         self.tasks.push(Task { future: Box::pin(future), woken });
     }
 
-    /// Begins an operation, if there is a client for it and its object is not being changed.
+    /// Begins an operation, if there is a client for it and no other change is at its pages.
     fn begin(&mut self) {
         if self.tasks.len() >= CLIENTS {
             return;
         }
         let who = self.rng.random_range(0..OBJECTS);
         let (at, len) = self.range();
-        let changing = !self.subjects.borrow()[who].may_change();
+        let is_free = self.shared.subjects.borrow()[who].model.is_free(at, len);
         match self.rng.random_range(0..10) {
             0..4 => self.begin_read(who, at, len),
             _ if self.rng.random_ratio(1, 50) => {
@@ -342,10 +319,10 @@ impl World {
             _ if self.rng.random_ratio(1, 10) => {
                 self.vm.repack();
             }
-            _ if changing => {}
-            4..8 => self.begin_write(who, at, len),
-            8 => self.begin_zero(who, at, len),
-            _ => self.change_at_once(who, at, len),
+            4..8 if is_free => self.begin_write(who, at, len),
+            8 if is_free => self.begin_zero(who, at, len),
+            9 => self.change_at_once(who, at, len),
+            _ => {}
         }
     }
 
@@ -361,52 +338,48 @@ impl World {
 
     /// Says that something was done to bytes of an object, when asked to.
     fn say(&self, what: &str, who: usize, at: usize, len: usize) {
-        if self.trace {
+        if self.shared.trace {
             let pages = (at / PAGE, (at + len).div_ceil(PAGE));
             println!(
                 "{:6} object {who}: {what} {len} bytes at {at}, pages {}..{}",
-                self.now, pages.0, pages.1
+                self.driver.now, pages.0, pages.1
             );
         }
     }
 
+    /// After how many waits each try of an operation is dropped, to be begun anew: a transport does that which parks requests.
+    fn drops(&mut self) -> Vec<u32> {
+        let times = if self.rng.random_ratio(1, 3) { self.rng.random_range(1..3) } else { 0 };
+        (0..times).map(|_| self.rng.random_range(0..3)).collect()
+    }
+
     fn begin_read(&mut self, who: usize, at: usize, len: usize) {
         self.say("read", who, at, len);
-        let (subjects, mode, tally) = (self.subjects.clone(), self.mode, self.tally.clone());
+        let (drops, shared, since) = (self.drops(), self.shared.clone(), self.driver.now);
         let object = {
-            let mut subjects = subjects.borrow_mut();
-            let subject = &mut subjects[who];
+            let subject = &mut shared.subjects.borrow_mut()[who];
             subject.readers += 1;
-            subject.raced = subject.next.is_some() || (subject.raced && subject.readers > 1);
             subject.object.clone()
         };
-        // A change that begins during the read counts as well as one that was under way.
-        let before = (subjects.borrow()[who].model.clone(), subjects.borrow()[who].next.clone());
-        let faults = self.faults.clone();
         self.spawn(async move {
-            let mut buf = vec![0xaa; len];
-            let result = object.read(at as u64, &mut buf).await;
-            let mut subjects = subjects.borrow_mut();
-            let subject = &mut subjects[who];
+            let read = || async {
+                let mut buf = vec![0xaa; len];
+                object.read(at as u64, &mut buf).await.map(|()| buf)
+            };
+            let (result, _) = begun_anew(drops, &shared.tally, read).await;
+            let subject = &mut shared.subjects.borrow_mut()[who];
             subject.readers -= 1;
             match result {
-                Ok(()) => {
-                    let (old, new) = &before;
-                    let later = [new.as_ref(), subject.next.as_ref(), subject.failed.as_ref()];
-                    let states: Vec<&Model> =
-                        [old, &subject.model].into_iter().chain(later.into_iter().flatten()).collect();
-                    assert_read(&states, at, &buf);
-                }
+                Ok(buf) => subject.model.assert_read(at, &buf, since),
                 Err(error) => {
-                    tally.borrow_mut().refused += 1;
-                    assert_excused(error, mode, &faults.counts());
+                    shared.refused("read", who, at, error);
                     if error == VmError::Lost {
                         subject.model.doubt(at, len);
-                        if let Some(next) = &mut subject.next {
-                            next.doubt(at, len);
-                        }
                     }
                 }
+            }
+            if subject.readers == 0 {
+                subject.model.forget_past();
             }
         });
     }
@@ -420,69 +393,56 @@ impl World {
             _ => vec![0; len],
         };
         self.say(if data.iter().all(|&b| b == 0) { "write zeros," } else { "write" }, who, at, len);
-        let object = self.begin_change(who, |model| model.write(at, &data));
-        let (subjects, mode, tally, faults, trace) =
-            (self.subjects.clone(), self.mode, self.tally.clone(), self.faults.clone(), self.trace);
+        let (drops, shared) = (self.drops(), self.shared.clone());
+        let object = self.begin_change(who, at, &data);
         self.spawn(async move {
-            let result = object.write(at as u64, &data, Space::Normal).await;
-            let mut subjects = subjects.borrow_mut();
-            let subject = &mut subjects[who];
-            match result {
-                Ok(()) => subject.model = subject.next.take().expect("a change was under way"),
-                Err((done, error)) => {
-                    if trace {
-                        println!("       object {who}: write at {at} failed after {done} bytes: {error}");
-                    }
-                    tally.borrow_mut().refused += 1;
-                    assert_excused(error, mode, &faults.counts());
-                    let doubts = subject.next.take().expect("a change was under way");
-                    subject.model.write(at, &data[..done]);
-                    subject.failed = Some(doubts.clone());
-                    if doubts.is_in_doubt(at, len) || error == VmError::Lost {
-                        subject.model.doubt(at, len);
-                    }
+            let write = || object.write(at as u64, &data, Space::Normal);
+            let (result, dropped) = begun_anew(drops, &shared.tally, write).await;
+            let subject = &mut shared.subjects.borrow_mut()[who];
+            subject.changes -= 1;
+            let (done, error) = match result {
+                Ok(()) => (len, None),
+                Err((done, error)) => (done, Some(error)),
+            };
+            // A try that was dropped may have come further than the one that was refused.
+            let beyond = if dropped { Outcome::Unknown } else { Outcome::NotDone };
+            subject.model.end(at, len, shared.now.get(), |end| if end <= done { Outcome::Done } else { beyond });
+            if let Some(error) = error {
+                shared.refused("write", who, at, error);
+                if error == VmError::Lost || subject.model.is_in_doubt(at, len) {
+                    subject.model.doubt(at, len);
                 }
             }
         });
     }
 
     fn begin_zero(&mut self, who: usize, at: usize, len: usize) {
-        if self.subjects.borrow()[who].readers > 0 {
-            return;
-        }
         self.say("zero", who, at, len);
-        let object = self.begin_change(who, |model| model.zero(at, len));
-        let (subjects, mode, faults, trace) =
-            (self.subjects.clone(), self.mode, self.faults.clone(), self.trace);
+        let (drops, shared) = (self.drops(), self.shared.clone());
+        let object = self.begin_change(who, at, &vec![0; len]);
         self.spawn(async move {
-            let result = object.zero(at as u64, (at + len) as u64).await;
+            let zero = || object.zero(at as u64, (at + len) as u64);
+            let (result, _) = begun_anew(drops, &shared.tally, zero).await;
             if let Err(error) = result {
-                if trace {
-                    println!("       object {who}: zero at {at} failed: {error}");
-                }
-                assert_excused(error, mode, &faults.counts());
+                shared.refused("zero", who, at, error);
                 // The pages at its ends may be zeroed or not; finish it in the plainest way.
-                discard(&object, at / PAGE, (at + len).div_ceil(PAGE), mode);
+                discard(&object, at / PAGE, (at + len).div_ceil(PAGE), shared.mode);
             }
-            let mut subjects = subjects.borrow_mut();
-            let subject = &mut subjects[who];
-            subject.model = subject.next.take().expect("a change was under way");
+            let subject = &mut shared.subjects.borrow_mut()[who];
+            subject.changes -= 1;
+            let now = shared.now.get();
+            subject.model.end(at, len, now, |_| Outcome::Done);
             if result.is_err() {
-                subject.failed = Some(subject.model.clone());
-                let (from, to) = (at / PAGE * PAGE, (at + len).next_multiple_of(PAGE));
-                subject.model.zero(from, to.min(PAGES * PAGE) - from);
+                let (from, to) = (at / PAGE * PAGE, (at + len).next_multiple_of(PAGE).min(PAGES * PAGE));
+                subject.model.write(from, &vec![0; to - from], now);
             }
         });
     }
 
-    fn begin_change(&self, who: usize, change: impl FnOnce(&mut Model)) -> Rc<Object> {
-        let mut subjects = self.subjects.borrow_mut();
-        let subject = &mut subjects[who];
-        let mut next = subject.model.clone();
-        change(&mut next);
-        subject.next = Some(next);
-        subject.failed = None;
-        subject.raced = subject.readers > 0;
+    fn begin_change(&self, who: usize, at: usize, data: &[u8]) -> Rc<Object> {
+        let subject = &mut self.shared.subjects.borrow_mut()[who];
+        subject.model.begin(at, data);
+        subject.changes += 1;
         subject.object.clone()
     }
 
@@ -490,58 +450,59 @@ impl World {
     fn change_at_once(&mut self, who: usize, at: usize, len: usize) {
         let other = self.rng.random_range(0..OBJECTS);
         let what = self.rng.random_range(0..3);
-        let mut subjects = self.subjects.borrow_mut();
-        if subjects[who].readers > 0 {
-            return;
-        }
+        let shared = self.shared.clone();
+        let mut subjects = shared.subjects.borrow_mut();
         let (first, end) = (at / PAGE, (at + len).div_ceil(PAGE));
+        let bytes = (first * PAGE, (end - first) * PAGE);
         self.say(["discard", "be forked,", "be replaced,"][what], who, at, len);
         match what {
-            0 => {
-                discard(&subjects[who].object, first, end, self.mode);
-                subjects[who].model.zero(first * PAGE, (end - first) * PAGE);
+            0 if subjects[who].model.is_free(bytes.0, bytes.1) => {
+                discard(&subjects[who].object, first, end, shared.mode);
+                subjects[who].model.write(bytes.0, &vec![0; bytes.1], self.driver.now);
             }
-            1 if other != who && subjects[other].next.is_none() && subjects[other].readers == 0 => {
-                let (object, model) = (subjects[who].object.fork(), subjects[who].model.clone());
+            1 if other != who && subjects[who].changes == 0 && subjects[other].is_quiet() => {
+                let (object, mut model) = (subjects[who].object.fork(), subjects[who].model.clone());
+                model.forget_past();
                 subjects[other] = Subject::new(object, model);
             }
-            2 if self.mode != Mode::AccountFull => {
+            2 if self.shared.mode != Mode::AccountFull && subjects[who].is_quiet() => {
                 subjects[who] = Subject::new(self.vm.object(&self.account), Model::new(PAGES));
             }
             _ => return,
         }
-        self.tally.borrow_mut().operations += 1;
+        shared.tally.borrow_mut().operations += 1;
     }
 
-    /// Lets everything under way end, in simulated time, and checks all there is.
+    /// Lets everything under way end, in simulated time, and checks all there is. Where nobody can go on, and operations
+    /// wait, a signal was lost.
     fn come_to_rest(&mut self) {
         self.vm.set_eager(false);
-        for _ in 0..200_000 {
-            if self.tasks.is_empty() && self.at_store.is_empty() && self.vm.writes_in_flight() == 0 {
-                match self.vm.next_io() {
-                    None => return self.check(),
-                    Some(io) => self.at_store.push((self.now, io)),
-                }
+        for _ in 0..400_000 {
+            let is_woken = |task: &Task| task.woken.0.load(Ordering::Acquire);
+            if !self.driver.may_run() && !self.tasks.iter().any(is_woken) {
+                assert!(
+                    self.tasks.is_empty(),
+                    "a signal was lost: {} operations wait and nobody is at work: {:#?}",
+                    self.tasks.len(),
+                    self.vm
+                );
+                return self.check();
             }
-            self.now += 1;
-            match self.rng.random_range(0..4) {
-                0 => self.poll_some(),
-                1 => self.pageout_calmly(),
-                2 => self.take_io(),
-                _ => self.complete_io(),
+            if !self.tasks.iter().any(is_woken) {
+                self.driver.skip_idle_time();
             }
+            if self.tasks.is_empty() && self.vm.is_store_broken() {
+                // Nobody waits, but pageout would try for ever.
+                self.shared.faults.write_error.store(0, Ordering::Relaxed);
+            }
+            self.tick();
+            if self.rng.random_ratio(1, 4) { self.poll_some() } else { self.driver.step(&mut self.rng) }
         }
         panic!("{} operations never end: {:#?}", self.tasks.len(), self.vm);
     }
 
-    fn pageout_calmly(&self) {
-        if self.vm.pageout() == Step::AwaitStore {
-            self.maintain_store();
-        }
-    }
-
     fn check(&self) {
-        let subjects = self.subjects.borrow();
+        let subjects = self.shared.subjects.borrow();
         let objects: Vec<&Object> = subjects.iter().map(|subject| &*subject.object).collect();
         check(&self.vm, &objects);
         for subject in subjects.iter() {
@@ -555,14 +516,39 @@ impl World {
                 }
             }
         }
-        self.tally.borrow_mut().checks += 1;
+        self.shared.tally.borrow_mut().checks += 1;
+    }
+
+    /// Compaction comes to its end where nothing stands in its way.
+    fn compact_to_the_end(&mut self) {
+        let mut turns = 0;
+        while self.vm.wants_compaction() {
+            for _ in 0..4 {
+                let vm = self.vm.clone();
+                self.spawn(async move {
+                    vm.compact().await;
+                });
+            }
+            self.come_to_rest();
+            self.vm.set_eager(true);
+            (0..2_000).for_each(|_| {
+                self.tick();
+                self.driver.step(&mut self.rng);
+            });
+            self.come_to_rest();
+            turns += 1;
+            assert!(turns < 200, "compaction never ends: {:?}", self.vm.stats());
+        }
     }
 
     /// Ends the run: all faults stop, every byte is read once more, and everything is given back.
     pub(crate) fn finish(mut self) -> Tally {
         self.come_to_rest();
-        let counts = self.faults.counts();
-        self.faults.stop();
+        let counts = self.shared.faults.counts();
+        self.shared.faults.stop();
+        if self.shared.mode == Mode::Sound {
+            self.compact_to_the_end();
+        }
         for who in 0..OBJECTS {
             // Page by page: one that is lost must not hide the others.
             for page in 0..PAGES {
@@ -570,22 +556,74 @@ impl World {
             }
         }
         self.come_to_rest();
-        self.subjects.borrow_mut().clear();
+        self.shared.subjects.borrow_mut().clear();
         self.come_to_rest();
         let stats = self.vm.stats();
         assert_eq!(stats.charged_bytes, 0, "all memory comes back: {stats:?}");
+        assert_eq!(stats.stored_live_bytes, 0, "nothing lives in the store: {stats:?}");
         assert_eq!(self.account.used(), 0, "all pages come back");
-        let mut tally = *self.tally.borrow();
+        let mut tally = *self.shared.tally.borrow();
         tally.page_outs = stats.page_outs;
         tally.page_ins = stats.page_ins;
         tally.repacked = stats.repacked;
         tally.unpacked = stats.unpacked;
+        tally.compacted = stats.compacted;
+        tally.helped = self.driver.helped;
         tally.faults = counts.errors + counts.corruptions;
         tally
     }
 }
 
-/// Asserts that an operation may fail this way with this seed.
+impl Shared {
+    /// An operation was refused: asserts that it may be, with this seed.
+    fn refused(&self, what: &str, who: usize, at: usize, error: VmError) {
+        if self.trace {
+            println!("       object {who}: {what} at {at} failed: {error}");
+        }
+        self.tally.borrow_mut().refused += 1;
+        let injected = self.faults.counts();
+        let excused = match error {
+            VmError::NoSpace => self.mode == Mode::AccountFull,
+            VmError::NoMemory => match self.mode {
+                Mode::Full | Mode::NoObjects => true,
+                Mode::FailsWrites => self.was_broken.get(),
+                _ => false,
+            },
+            VmError::StoreRead => self.mode == Mode::FailsReads && injected.errors > 0,
+            VmError::Lost => self.mode == Mode::Damages && injected.corruptions > 0,
+            _ => false,
+        };
+        assert!(excused, "{error} in mode {:?} after {injected:?}", self.mode);
+    }
+}
+
+/// Runs an operation; each of its first tries is dropped after so many waits. Says whether one was.
+async fn begun_anew<T, F: Future<Output = T>>(
+    mut drops: Vec<u32>,
+    tally: &Rc<RefCell<Tally>>,
+    begin: impl Fn() -> F,
+) -> (T, bool) {
+    let mut dropped = false;
+    loop {
+        let mut waits_left = drops.pop();
+        let mut operation = Box::pin(begin());
+        let outcome = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut waits_left) {
+            (Poll::Ready(value), _) => Poll::Ready(Some(value)),
+            (Poll::Pending, Some(0)) => Poll::Ready(None),
+            (Poll::Pending, waits) => {
+                *waits = waits.map(|left| left - 1);
+                Poll::Pending
+            }
+        })
+        .await;
+        match outcome {
+            Some(value) => return (value, dropped),
+            None => dropped = true,
+        }
+        tally.borrow_mut().begun_anew += 1;
+    }
+}
+
 /// Discards pages. Where that found no memory it is done again: a discard may be done twice, and must come to an end.
 fn discard(object: &Object, first: usize, end: usize, mode: Mode) {
     for _ in 0..10_000 {
@@ -595,15 +633,4 @@ fn discard(object: &Object, first: usize, end: usize, mode: Mode) {
         }
     }
     panic!("a discard never ends");
-}
-
-fn assert_excused(error: VmError, mode: Mode, injected: &FaultCounts) {
-    let excused = match error {
-        VmError::NoSpace => mode == Mode::AccountFull,
-        VmError::NoMemory => matches!(mode, Mode::Full | Mode::FailsWrites | Mode::NoObjects),
-        VmError::StoreRead => mode == Mode::FailsReads && injected.errors > 0,
-        VmError::Lost => mode == Mode::Damages && injected.corruptions > 0,
-        _ => false,
-    };
-    assert!(excused, "{error} in mode {mode:?} after {injected:?}");
 }

@@ -1,0 +1,208 @@
+//! Those who drive the VM, each of whom does something only when it was signalled, as in production but without a time-out
+//! that would hide a signal that was lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use overspill_vm::testing::perform;
+use overspill_vm::{Io, Signals, Step, Vm};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+/// Nanoseconds of one tick of simulated time.
+const TICK: u64 = 1_000_000;
+/// The store takes at most so many ticks.
+const SLOWEST: u64 = 40;
+
+/// What the VM has signalled and nobody has heard yet; and a clock that grows as it likes, so that anything may be found to
+/// outrun anything.
+#[derive(Debug, Default)]
+struct Heard {
+    pageout: AtomicBool,
+    reads: AtomicBool,
+    writes: AtomicBool,
+    clock: AtomicU64,
+}
+
+impl Signals for Heard {
+    fn pageout_wanted(&self) {
+        self.pageout.store(true, Ordering::Relaxed);
+    }
+
+    fn reads_ready(&self) {
+        self.reads.store(true, Ordering::Relaxed);
+    }
+
+    fn writes_ready(&self) {
+        self.writes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whoever passes the time looks for alarms itself.
+    fn alarm(&self, _at: u64) {}
+
+    fn nanoseconds(&self) -> u64 {
+        let now = self.clock.load(Ordering::Relaxed);
+        // As in splitmix64.
+        let x = (now ^ (now >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = x ^ (x >> 27);
+        let later = now + 1 + if x.is_multiple_of(8) { (x >> 8) % (SLOWEST * TICK) } else { (x >> 8) % 20_000 };
+        self.clock.fetch_max(later, Ordering::Relaxed);
+        later
+    }
+}
+
+/// A thread that sleeps until it is signalled.
+#[derive(Debug, Default)]
+struct Thread {
+    is_up: bool,
+}
+
+impl Thread {
+    fn wakes(&mut self, signal: &AtomicBool) -> bool {
+        self.is_up |= signal.swap(false, Ordering::Relaxed);
+        self.is_up
+    }
+
+    fn may_run(&self, signal: &AtomicBool) -> bool {
+        self.is_up || signal.load(Ordering::Relaxed)
+    }
+}
+
+/// All of them.
+pub(super) struct Driver {
+    vm: Vm,
+    heard: Arc<Heard>,
+    pageout: Thread,
+    reader: Thread,
+    writer: Thread,
+    /// Pageout waits for space that upkeep must prepare.
+    wants_space: bool,
+    /// Requests at the store, and when they are done.
+    at_store: Vec<(u64, Io)>,
+    /// Ticks.
+    pub(super) now: u64,
+    /// Turns in which a helper packed something.
+    pub(super) helped: u64,
+}
+
+impl Driver {
+    pub(super) fn new(vm: &Vm) -> Driver {
+        let heard = Arc::new(Heard::default());
+        vm.set_signals(heard.clone());
+        Driver {
+            vm: vm.clone(),
+            heard,
+            pageout: Thread::default(),
+            reader: Thread::default(),
+            writer: Thread::default(),
+            wants_space: false,
+            at_store: Vec::new(),
+            now: 0,
+            helped: 0,
+        }
+    }
+
+    /// Time passes, and alarms go off.
+    pub(super) fn tick(&mut self) {
+        self.now += 1;
+        self.heard.clock.fetch_max(self.now * TICK, Ordering::Relaxed);
+        if self.vm.next_alarm().is_some_and(|at| at <= self.now * TICK) {
+            self.vm.tick(self.now * TICK);
+        }
+    }
+
+    /// One of them has a turn.
+    pub(super) fn step(&mut self, rng: &mut StdRng) {
+        match rng.random_range(0..45) {
+            0..15 => self.page_out(),
+            15..23 => self.take_reads(rng),
+            23..30 => self.take_write(rng),
+            30..42 => self.complete_io(rng),
+            42 => self.helped += u64::from(self.vm.help_pageout()),
+            _ => self.keep_up(),
+        }
+    }
+
+    fn page_out(&mut self) {
+        if !self.pageout.wakes(&self.heard.pageout) {
+            return;
+        }
+        match self.vm.pageout() {
+            Step::Worked => {}
+            Step::AwaitStore => {
+                self.wants_space = true;
+                self.pageout.is_up = false;
+            }
+            Step::Rest | Step::AwaitIo | Step::Stuck => self.pageout.is_up = false,
+        }
+    }
+
+    /// Upkeep: space for pageout, if it waits for some.
+    fn keep_up(&mut self) {
+        if std::mem::take(&mut self.wants_space) {
+            if let Some(store) = self.vm.store() {
+                store.maintain(true);
+            }
+            self.heard.pageout_wanted();
+        }
+    }
+
+    fn take_reads(&mut self, rng: &mut StdRng) {
+        if !self.reader.wakes(&self.heard.reads) {
+            return;
+        }
+        let mut reads = Vec::new();
+        self.vm.next_reads(rng.random_range(1..64) << 12, &mut reads);
+        self.reader.is_up = !reads.is_empty();
+        for read in reads {
+            self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Read(read)));
+        }
+    }
+
+    fn take_write(&mut self, rng: &mut StdRng) {
+        if !self.writer.wakes(&self.heard.writes) {
+            return;
+        }
+        match self.vm.next_write() {
+            Some(write) => self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Write(write))),
+            None => self.writer.is_up = false,
+        }
+    }
+
+    fn complete_io(&mut self, rng: &mut StdRng) {
+        let due: Vec<usize> = (0..self.at_store.len()).filter(|&i| self.at_store[i].0 <= self.now).collect();
+        if due.is_empty() {
+            return;
+        }
+        let (_, io) = self.at_store.swap_remove(due[rng.random_range(0..due.len())]);
+        let is_write = matches!(io, Io::Write(_));
+        perform(&self.vm, io);
+        if is_write {
+            self.heard.pageout_wanted();
+        }
+    }
+
+    /// Whether any of them can do something now, or will by itself when time passes. If not, only a client can.
+    pub(super) fn may_run(&self) -> bool {
+        self.pageout.may_run(&self.heard.pageout)
+            || self.reader.may_run(&self.heard.reads)
+            || self.writer.may_run(&self.heard.writes)
+            || self.wants_space
+            || !self.at_store.is_empty()
+            || self.vm.next_alarm().is_some()
+    }
+
+    /// Where all wait for time to pass, it passes.
+    pub(super) fn skip_idle_time(&mut self) {
+        let busy = self.pageout.may_run(&self.heard.pageout)
+            || self.reader.may_run(&self.heard.reads)
+            || self.writer.may_run(&self.heard.writes)
+            || self.wants_space;
+        let due = self.at_store.iter().map(|(due, _)| *due);
+        let next = due.chain(self.vm.next_alarm().map(|at| at.div_ceil(TICK))).min();
+        if let Some(next) = next.filter(|&next| !busy && next > self.now) {
+            self.now = next - 1;
+            self.tick();
+        }
+    }
+}
