@@ -250,6 +250,7 @@ impl ChunkHandle for Ref<Chunk> {
         to.lost = from.lost;
         to.bytes = from.bytes.iter().map(Bytes::share).collect();
         to.clusters = from.clusters.clone();
+        to.clusters.iter().for_each(|cluster| cluster.extent.is_shown_by(&copy));
         drop(to);
         drop(from);
         Ok(copy)

@@ -4,7 +4,7 @@
 //! A page that is brought back is dirty, as if it had been written: pageout packs it when its turn comes. That is one way
 //! for what died within clusters and for what died between them, and a chunk's clusters from there become one.
 
-use overspill_slab::Ref;
+use overspill_slab::{Ref, WeakRef};
 
 use crate::chunk::{Chunk, ChunkHandle as _, Cluster, PageSet, members};
 use crate::error::VmError;
@@ -47,24 +47,20 @@ impl Vm {
     }
 }
 
+/// A chunk is held for a moment at a time, never while anything is waited for: one that no object shows any more must be
+/// free to go, or memory that is short would seem to be full.
 impl Shared {
     /// Returns whether there was something to bring back.
     async fn recluster(
         self: &Arc<Self>,
-        chunk: &Ref<Chunk>,
+        chunk: &WeakRef<Chunk>,
         segment: &Ref<Segment>,
     ) -> Result<bool, VmError> {
         let mut any = false;
         // Each turn ends one cluster, and others make at most as many again meanwhile.
         for _ in 0..2 * CHUNK_PAGES {
-            let next = {
-                let state = chunk.lock();
-                // Only these: to bring back the chunk's others too would leave holes in their segments.
-                let mut clusters = state.clusters().iter().filter(|c| c.extent.is_in(segment));
-                clusters.next().map(|cluster| (cluster.extent.clone(), cluster.live))
-            };
-            let Some((extent, live)) = next else { break };
-            self.bring_back(chunk, &extent, live).await?;
+            let Some(next) = first_in(chunk, segment) else { break };
+            self.bring_back(chunk, &next).await?;
             any = true;
         }
         Ok(any)
@@ -73,15 +69,16 @@ impl Shared {
     /// Makes living pages of an extent dirty, as if they had been written.
     async fn bring_back(
         self: &Arc<Self>,
-        chunk: &Ref<Chunk>,
-        extent: &Ref<Extent>,
-        live: PageSet,
+        chunk: &WeakRef<Chunk>,
+        (extent, live): &(Ref<Extent>, PageSet),
     ) -> Result<(), VmError> {
         // As many at once as a reservation may be for: matters to the smallest budgets only.
         let most = (self.budget.max_reservation() / PAGE).clamp(1, CHUNK_PAGES);
-        let set = members(live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
+        let set = members(*live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
         let mut reservation = self.budget.reserve(set.count_ones() as usize * PAGE).await?;
-        let unpacked = match self.page_in(extent, extent.strips(set), None, || ()).await {
+        let outcome = self.page_in(extent, extent.strips(set), None, || ()).await;
+        let Some(chunk) = chunk.upgrade() else { return Ok(()) };
+        let unpacked = match outcome {
             Ok(unpacked) => unpacked,
             Err(PageInError::Damaged(strip)) => {
                 // Were it left here its segment would be the sparsest for ever, and hide the others.
@@ -94,10 +91,19 @@ impl Shared {
         for page in members(set) {
             let is_there = |c: &Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;
             if state.clusters().iter().any(is_there) {
-                // Nothing is written: it only becomes resident and dirty.
+                // Nothing is written: it only becomes resident and dirty. A page of strips that were not read stays.
                 let _ = state.write_page(page, 0, &[], Some(&unpacked), self, &mut reservation);
             }
         }
         Ok(())
     }
+}
+
+/// The first of a chunk's clusters that lies in the segment, and which pages live. Only these: to bring back the chunk's
+/// others too would leave holes in their segments.
+fn first_in(chunk: &WeakRef<Chunk>, segment: &Ref<Segment>) -> Option<(Ref<Extent>, PageSet)> {
+    let chunk = chunk.upgrade()?;
+    let state = chunk.lock();
+    let mut clusters = state.clusters().iter().filter(|cluster| cluster.extent.is_in(segment));
+    clusters.next().map(|cluster| (cluster.extent.clone(), cluster.live))
 }

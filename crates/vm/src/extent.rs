@@ -185,8 +185,8 @@ pub(crate) struct Segment {
     live: AtomicU32,
     /// Somebody compacts it.
     taken: AtomicBool,
-    /// Whose clusters were written here.
-    chunks: Vec<WeakRef<Chunk>>,
+    /// Chunks that show clusters which were written here, and some that did. A leaf lock.
+    chunks: Mutex<Vec<WeakRef<Chunk>>>,
     _charge: Charge,
 }
 
@@ -214,7 +214,7 @@ impl Segment {
             blocks: AtomicU32::new(run.blocks()),
             live: AtomicU32::new(0),
             taken: AtomicBool::new(false),
-            chunks,
+            chunks: Mutex::new(chunks),
             _charge: charge,
         };
         let count = run.blocks() as usize;
@@ -234,9 +234,14 @@ impl Segment {
         self.taken.store(false, Ordering::Release);
     }
 
-    /// Whose clusters were written here, those that are still there.
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = Ref<Chunk>> + '_ {
-        self.chunks.iter().filter_map(WeakRef::upgrade)
+    /// The chunks that show clusters which were written here, and some that are gone.
+    pub(crate) fn chunks(&self) -> Vec<WeakRef<Chunk>> {
+        self.chunks.lock().clone()
+    }
+
+    /// One more chunk shows some: a fork's.
+    pub(crate) fn add_chunk(&self, chunk: WeakRef<Chunk>) {
+        self.chunks.lock().push(chunk);
     }
 
     /// How much of it is dead, in 256ths. Not counted is a block that a small one may lose by rounding: to write it again
@@ -397,6 +402,14 @@ impl Extent {
         }
     }
 
+    /// A fork's chunk shows it too: compaction must find that one, should the original go.
+    pub(crate) fn is_shown_by(&self, fork: &Ref<Chunk>) {
+        match &mut *self.place() {
+            Place::Memory(held) => held.forks.get_or_insert_default().push(Ref::downgrade(fork)),
+            Place::Store(segment, _) => segment.add_chunk(Ref::downgrade(fork)),
+        }
+    }
+
     /// So many of its pages are dead now.
     fn bury(&self, place: &Place, dead: usize) {
         let before = self.live_len();
@@ -470,14 +483,20 @@ impl Extent {
         (self.pages & ((1 << page) - 1)).count_ones() as usize
     }
 
-    /// The strips that hold some of its pages.
+    /// Neighbouring strips that hold the first of these pages, each of them some: a strip that nobody wants and that is
+    /// damaged must not stand in the way of the others.
     pub(crate) fn strips(&self, set: PageSet) -> Range<usize> {
-        let set = set & self.pages;
-        if set == 0 {
-            return 0..0;
+        let mut wanted = members(set & self.pages).map(|page| self.encoded.strip_of(self.rank(page)));
+        let Some(first) = wanted.next() else { return 0..0 };
+        let mut strips = first..first + 1;
+        for strip in wanted {
+            match strip {
+                _ if strip < strips.end => {}
+                _ if strip == strips.end => strips.end += 1,
+                _ => break,
+            }
         }
-        let strip = |page: u32| self.encoded.strip_of(self.rank(page as usize));
-        strip(set.trailing_zeros())..strip(PageSet::BITS - 1 - set.leading_zeros()) + 1
+        strips
     }
 
     /// Whether it is in the store.

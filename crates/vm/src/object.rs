@@ -155,7 +155,7 @@ impl Object {
         }
     }
 
-    /// Copies what pages of `left` can be had, and takes them off it. Answers what holds others.
+    /// Copies what pages of `left` can be had, and takes them off it. Answers what holds the first of the others.
     fn copy_out(
         &self,
         piece: Piece,
@@ -184,8 +184,11 @@ impl Object {
                     match here.and_then(|cluster| cluster.page(page)) {
                         Some(bytes) => bytes,
                         None => {
-                            let (_, set) = missing.get_or_insert_with(|| (extent.clone(), 0));
-                            *set |= 1 << page;
+                            let (first, set) = missing.get_or_insert_with(|| (extent.clone(), 0));
+                            // Another extent's pages come next: this one may have had them once.
+                            if Ref::ptr_eq(first, extent) {
+                                *set |= 1 << page;
+                            }
                             continue;
                         }
                     }
@@ -194,7 +197,6 @@ impl Object {
             copy_padded(&mut out[range], bytes, at);
             *left &= !(1 << page);
         }
-        // The pages of other extents among them are sorted out by `strips`.
         Ok(missing.map(|(extent, set)| Wanted::new(&extent, set)))
     }
 

@@ -44,6 +44,9 @@ pub(crate) struct Held {
     pages: usize,
     /// Whose pages they are: the segment they go to will want to know.
     chunk: WeakRef<Chunk>,
+    /// Forks of that chunk, which show them too.
+    #[expect(clippy::box_collection, reason = "mostly there are none, and then it takes a word")]
+    pub(crate) forks: Option<Box<Vec<WeakRef<Chunk>>>>,
     object: u32,
     tier: Arc<Tier>,
     slot: QueueSlot,
@@ -92,6 +95,7 @@ impl Held {
             charge,
             pages,
             chunk: Ref::downgrade(chunk),
+            forks: None,
             object: chunk.object(),
             tier: tier.clone(),
             slot: NOT_QUEUED,
@@ -304,6 +308,7 @@ impl Tier {
     pub(crate) fn stored(extent: &Ref<Extent>, segment: &Ref<Segment>, at: usize) {
         // Its memory goes back under no lock.
         if let Place::Memory(mut held) = extent.settle(segment, at) {
+            held.forks.take().into_iter().flat_map(|forks| *forks).for_each(|fork| segment.add_chunk(fork));
             held.leave();
         }
     }

@@ -224,6 +224,22 @@ fn one_damaged_strip_loses_no_neighbour() {
     }
 }
 
+/// A damaged strip that nobody wants, between two that are wanted, is nobody's business: the read ends, with the right bytes.
+/// Found by the simulation, seed 1329.
+#[test]
+fn damage_between_what_is_read_stops_nothing() {
+    let (vm, account) = unpacked_vm_on(mem());
+    let object = vm.object(&account);
+    (0..16).for_each(|page| write(&vm, &object, page, page as u8 + 1));
+    evict_all(&vm);
+    (4..12).for_each(|page| write(&vm, &object, page, 77));
+    let reads = vm.stats().store_reads;
+    let mut buf = vec![0; 16 * PAGE];
+    block_on(&vm, object.read(0, &mut buf)).unwrap();
+    assert_eq!(vm.stats().store_reads - reads, 2, "the strips in between are read too");
+    assert_eq!((buf[0], buf[5 * PAGE], buf[15 * PAGE]), (1, 77, 16));
+}
+
 /// Dead pages are counted when the last chunk that shows them gives them up, whoever holds their extent for a moment: a
 /// writer that overwrites in part, a reader, a batch, a fork (rule 4).
 #[test]

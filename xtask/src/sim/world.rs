@@ -129,6 +129,8 @@ impl Subject {
 }
 
 struct Task {
+    /// What it does, for who looks for the reason why it does not end.
+    what: String,
     future: Pin<Box<dyn Future<Output = ()>>>,
     woken: Arc<Woken>,
 }
@@ -294,10 +296,10 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
+    fn spawn(&mut self, what: String, future: impl Future<Output = ()> + 'static) {
         self.shared.tally.borrow_mut().operations += 1;
         let woken = Arc::new(Woken(AtomicBool::new(true)));
-        self.tasks.push(Task { future: Box::pin(future), woken });
+        self.tasks.push(Task { what, future: Box::pin(future), woken });
     }
 
     /// Begins an operation, if there is a client for it and no other change is at its pages.
@@ -312,7 +314,7 @@ impl World {
             0..4 => self.begin_read(who, at, len),
             _ if self.rng.random_ratio(1, 50) => {
                 let vm = self.vm.clone();
-                self.spawn(async move {
+                self.spawn("compaction".to_owned(), async move {
                     vm.compact().await;
                 });
             }
@@ -336,15 +338,15 @@ impl World {
         (at, self.rng.random_range(1..=most).min(end - at))
     }
 
-    /// Says that something was done to bytes of an object, when asked to.
-    fn say(&self, what: &str, who: usize, at: usize, len: usize) {
+    /// What is done to bytes of an object, in words; said aloud when asked to.
+    fn say(&self, what: &str, who: usize, at: usize, len: usize) -> String {
+        let pages = (at / PAGE, (at + len).div_ceil(PAGE));
+        let now = self.driver.now;
+        let said = format!("{now:6} object {who}: {what} {len} bytes at {at}, pages {}..{}", pages.0, pages.1);
         if self.shared.trace {
-            let pages = (at / PAGE, (at + len).div_ceil(PAGE));
-            println!(
-                "{:6} object {who}: {what} {len} bytes at {at}, pages {}..{}",
-                self.driver.now, pages.0, pages.1
-            );
+            println!("{said}");
         }
+        said
     }
 
     /// After how many waits each try of an operation is dropped, to be begun anew: a transport does that which parks requests.
@@ -354,14 +356,14 @@ impl World {
     }
 
     fn begin_read(&mut self, who: usize, at: usize, len: usize) {
-        self.say("read", who, at, len);
+        let said = self.say("read", who, at, len);
         let (drops, shared, since) = (self.drops(), self.shared.clone(), self.driver.now);
         let object = {
             let subject = &mut shared.subjects.borrow_mut()[who];
             subject.readers += 1;
             subject.object.clone()
         };
-        self.spawn(async move {
+        self.spawn(said, async move {
             let read = || async {
                 let mut buf = vec![0xaa; len];
                 object.read(at as u64, &mut buf).await.map(|()| buf)
@@ -392,10 +394,10 @@ impl World {
             1 => (0..len).map(|_| self.rng.random()).collect(),
             _ => vec![0; len],
         };
-        self.say(if data.iter().all(|&b| b == 0) { "write zeros," } else { "write" }, who, at, len);
+        let said = self.say(if data.iter().all(|&b| b == 0) { "write zeros," } else { "write" }, who, at, len);
         let (drops, shared) = (self.drops(), self.shared.clone());
         let object = self.begin_change(who, at, &data);
-        self.spawn(async move {
+        self.spawn(said, async move {
             let write = || object.write(at as u64, &data, Space::Normal);
             let (result, dropped) = begun_anew(drops, &shared.tally, write).await;
             let subject = &mut shared.subjects.borrow_mut()[who];
@@ -417,10 +419,10 @@ impl World {
     }
 
     fn begin_zero(&mut self, who: usize, at: usize, len: usize) {
-        self.say("zero", who, at, len);
+        let said = self.say("zero", who, at, len);
         let (drops, shared) = (self.drops(), self.shared.clone());
         let object = self.begin_change(who, at, &vec![0; len]);
-        self.spawn(async move {
+        self.spawn(said, async move {
             let zero = || object.zero(at as u64, (at + len) as u64);
             let (result, _) = begun_anew(drops, &shared.tally, zero).await;
             if let Err(error) = result {
@@ -482,8 +484,8 @@ impl World {
             if !self.driver.may_run() && !self.tasks.iter().any(is_woken) {
                 assert!(
                     self.tasks.is_empty(),
-                    "a signal was lost: {} operations wait and nobody is at work: {:#?}",
-                    self.tasks.len(),
+                    "a signal was lost: nobody is at work, and these wait: {:#?}\n{:#?}",
+                    self.waiting(),
                     self.vm
                 );
                 return self.check();
@@ -498,7 +500,11 @@ impl World {
             self.tick();
             if self.rng.random_ratio(1, 4) { self.poll_some() } else { self.driver.step(&mut self.rng) }
         }
-        panic!("{} operations never end: {:#?}", self.tasks.len(), self.vm);
+        panic!("these never end: {:#?}\n{:#?}", self.waiting(), self.vm);
+    }
+
+    fn waiting(&self) -> Vec<&str> {
+        self.tasks.iter().map(|task| task.what.as_str()).collect()
     }
 
     fn check(&self) {
@@ -525,7 +531,7 @@ impl World {
         while self.vm.wants_compaction() {
             for _ in 0..4 {
                 let vm = self.vm.clone();
-                self.spawn(async move {
+                self.spawn("compaction".to_owned(), async move {
                     vm.compact().await;
                 });
             }
