@@ -48,17 +48,25 @@ struct Rates {
 
 /// A leaf lock.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<Rates>);
+pub(crate) struct Pace {
+    rates: Mutex<Rates>,
+    /// Whatever is measured.
+    always_outruns: bool,
+}
 
 impl Pace {
+    pub(crate) fn new(always_outruns: bool) -> Pace {
+        Pace { rates: Mutex::default(), always_outruns }
+    }
+
     /// So many bytes of pages were packed, in this time.
     pub(crate) fn packed(&self, bytes: usize, ns: u64) {
-        self.0.lock().packing.add(bytes, ns);
+        self.rates.lock().packing.add(bytes, ns);
     }
 
     /// A write goes to the store.
     pub(crate) fn write_begins(&self, now: u64) {
-        let mut rates = self.0.lock();
+        let mut rates = self.rates.lock();
         if rates.writes == 0 {
             rates.since = now;
         }
@@ -67,7 +75,7 @@ impl Pace {
 
     /// One has ended: the store was at work since the last one did, or since it got something to do.
     pub(crate) fn write_ends(&self, now: u64, bytes: usize) {
-        let mut rates = self.0.lock();
+        let mut rates = self.rates.lock();
         rates.writes -= 1;
         let took = now.saturating_sub(rates.since);
         rates.store.add(bytes, took);
@@ -76,13 +84,14 @@ impl Pace {
 
     /// Whether the next cluster should go out as it is.
     pub(crate) fn skips_packing(&self) -> bool {
-        let mut rates = self.0.lock();
+        let mut rates = self.rates.lock();
         let Rates { packing, store, .. } = *rates;
         // store.bytes / store.ns > PACKERS * packing.bytes / packing.ns
-        let outruns = packing.is_known()
+        let is_faster = packing.is_known()
             && store.is_known()
             && u128::from(store.bytes) * u128::from(packing.ns)
                 > u128::from(PACKERS * packing.bytes) * u128::from(store.ns);
+        let outruns = self.always_outruns || is_faster;
         rates.unpacked = if outruns { (rates.unpacked + 1) % PROBE } else { 0 };
         rates.unpacked != 0
     }
@@ -134,7 +143,7 @@ mod tests {
             pace.write_ends((i + 1) * 1_000_000, 1 << 20);
             pace.write_ends((i + 1) * 1_000_000, 1 << 20);
         }
-        let store = pace.0.lock().store;
+        let store = pace.rates.lock().store;
         assert_eq!(store.bytes / store.ns, 2);
     }
 }

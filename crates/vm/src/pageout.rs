@@ -28,7 +28,7 @@ use crate::repack;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::tier::{Leaving, Next, Tier};
-use crate::vm::Shared;
+use crate::vm::{Shared, VmConfig};
 
 /// What one step of pageout came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,12 +122,8 @@ const EXTENTS: usize = SCAN;
 impl Pageout {
     /// # Errors
     /// When there is no memory for its batches.
-    pub(crate) fn new(
-        space: Option<Arc<ExtentSpace>>,
-        method: Method,
-        batches: usize,
-        batch_bytes: usize,
-    ) -> Result<Pageout, VmError> {
+    pub(crate) fn new(space: Option<Arc<ExtentSpace>>, config: &VmConfig) -> Result<Pageout, VmError> {
+        let &VmConfig { method, batches, batch_bytes, always_bypass, .. } = config;
         let count = if space.is_some() { batches } else { 0 };
         let idle: Result<Vec<_>, VmError> =
             (0..count).map(|_| Batch::new(batch_bytes).map(Box::new)).collect();
@@ -147,7 +143,7 @@ impl Pageout {
             coming: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
-            pace: Pace::default(),
+            pace: Pace::new(always_bypass),
             health: Health::default(),
             helping: AtomicUsize::new(0),
             helped: AtomicU64::new(0),

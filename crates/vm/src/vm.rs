@@ -41,6 +41,9 @@ pub struct VmConfig {
     pub method: Method,
     /// Whether what lies in compressed memory for long is packed again by zstd, where a driver calls [`Vm::repack`].
     pub repack: bool,
+    /// Whether what writers wait for goes to the store as it is, as if that were found to outrun the compressor: for tests,
+    /// which have no say in what is measured.
+    pub always_bypass: bool,
 }
 
 /// What a page far from all others takes of metadata: its chunk, the nodes above it, and its extent.
@@ -60,6 +63,7 @@ impl VmConfig {
             fetch_slots: (memory_bytes / 32 / SLOT_COST).clamp(2, 64),
             method: Method::Lz4,
             repack: memory_bytes >= REPACK_FROM,
+            always_bypass: false,
         }
     }
 
@@ -287,7 +291,7 @@ impl Vm {
             counters: Counters::default(),
             io: IoQueue::default(),
             fetches: Fetches::new(config.fetch_slots),
-            pageout: Pageout::new(space.clone(), config.method, config.batches, config.batch_bytes)?,
+            pageout: Pageout::new(space.clone(), config)?,
             timers: Timers::default(),
             repacker: config.repacks().then(Repacker::default),
             space,

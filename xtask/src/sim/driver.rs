@@ -14,8 +14,7 @@ const TICK: u64 = 1_000_000;
 /// The store takes at most so many ticks.
 const SLOWEST: u64 = 40;
 
-/// What the VM has signalled and nobody has heard yet; and a clock that grows as it likes, so that anything may be found to
-/// outrun anything.
+/// What the VM has signalled and nobody has heard yet; and a clock.
 #[derive(Debug, Default)]
 struct Heard {
     pageout: AtomicBool,
@@ -45,7 +44,7 @@ impl Signals for Heard {
         // As in splitmix64.
         let x = (now ^ (now >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = x ^ (x >> 27);
-        let later = now + 1 + if x.is_multiple_of(8) { (x >> 8) % (SLOWEST * TICK) } else { (x >> 8) % 20_000 };
+        let later = now + 1 + (x >> 8) % (TICK / 50);
         self.clock.fetch_max(later, Ordering::Relaxed);
         later
     }
@@ -104,7 +103,7 @@ impl Driver {
 
     /// Time passes, and alarms go off.
     pub(super) fn tick(&mut self) {
-        self.now += 1;
+        self.now = (self.now + 1).max(self.heard.clock.load(Ordering::Relaxed) / TICK);
         self.heard.clock.fetch_max(self.now * TICK, Ordering::Relaxed);
         if self.vm.next_alarm().is_some_and(|at| at <= self.now * TICK) {
             self.vm.tick(self.now * TICK);

@@ -202,6 +202,7 @@ impl World {
             config.method = Method::None;
         }
         config.repack = rng.random();
+        config.always_bypass = rng.random_ratio(1, 4);
         config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
         let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
         let driver = Driver::new(&vm);
