@@ -23,6 +23,7 @@ mod signals;
 mod spawner;
 mod threads;
 mod upkeep;
+mod wake;
 mod watch;
 
 use std::os::fd::AsFd as _;
@@ -34,9 +35,10 @@ use std::time::{Duration, Instant};
 use async_executor::Executor;
 use overspill_vm::{Signals as _, Step, Vm};
 
-use signals::{AT_MOST, RINGS, Wakeups};
+use signals::Wakeups;
 pub(crate) use spawner::Spawner;
 use upkeep::{Compactor, run_upkeep};
+use wake::{AT_MOST, RINGS};
 
 /// Threads that only read, where there is no ring: each has one request at the store.
 const FETCHERS: usize = 4;

@@ -4,54 +4,21 @@
 //! What ends otherwise than whole (the end of the file, an error, a file system that takes no direct I/O after all) is
 //! done again by threads of their own, the plain way, which say what came of it.
 
-use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
 
 use overspill_sys::{Ring, RingEvent, RingSize};
 use overspill_vm::{ReadIo, Vm, WriteIo};
 
-use super::signals::{self, AT_MOST, Event, Wakeups};
+use super::signals::Wakeups;
 use super::threads::{Reader, extent_of, perform_write, place_of};
+use super::wake::{self, AT_MOST, Worker};
 
 /// Reads at once of a ring, and what one of them brings: neighbours together.
 const READS: usize = 4;
 const READ_BYTES: usize = 128 << 10;
 /// Writes at once of a ring. More, and who waits for memory waits longer for the first of them.
 const WRITES: usize = 1;
-
-/// Requests that the ring could not do.
-pub(super) struct Again<T> {
-    requests: Mutex<VecDeque<T>>,
-    added: Event,
-}
-
-impl<T> Default for Again<T> {
-    fn default() -> Self {
-        Again { requests: Mutex::default(), added: Event::default() }
-    }
-}
-
-impl<T> Again<T> {
-    fn push(&self, request: T) {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push_back(request);
-        self.added.set();
-    }
-
-    /// The next one; waits for it a while.
-    fn next(&self) -> Option<T> {
-        let next = self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        if next.is_none() {
-            self.added.wait(AT_MOST);
-        }
-        next
-    }
-
-    pub(super) fn wake(&self) {
-        self.added.set();
-    }
-}
 
 /// Does the reads that a ring could not.
 pub(super) fn read_again(vm: &Vm, wakeups: &Wakeups) {
@@ -83,7 +50,7 @@ pub(super) fn new(file: BorrowedFd<'_>) -> std::io::Result<Ring> {
 pub(super) fn run(vm: &Vm, wakeups: &Wakeups, made: &Sender<std::io::Result<()>>) {
     let store = vm.store().and_then(|store| store.direct(0, 0));
     let Some(ring) = store.map(|(file, _)| new(file)) else { return };
-    let mut ring = match ring {
+    let ring = match ring {
         Ok(ring) => ring,
         Err(error) => {
             let _ = made.send(Err(error));
@@ -92,39 +59,47 @@ pub(super) fn run(vm: &Vm, wakeups: &Wakeups, made: &Sender<std::io::Result<()>>
     };
     let Some(bell) = wakeups.bells.add(ring.waker()) else { return };
     let _ = made.send(Ok(()));
-    let mut under_way = UnderWay::default();
-    while !wakeups.stopped() {
-        under_way.begin(vm, &mut ring, wakeups);
-        // What there is no room for here is for another.
-        for (kind, there_are) in [(signals::READS, vm.has_reads()), (signals::WRITES, vm.has_writes())] {
-            if there_are {
-                wakeups.bells.ring(kind);
-            }
-        }
-        // Who makes something ready after this rings; what was ready before is seen here.
-        bell.sleeps(room_for(&ring));
-        if under_way.can_begin(vm, &ring) {
-            bell.is_up();
-            continue;
-        }
+    let mut worker = RingWorker { vm, wakeups, ring, under_way: UnderWay::default() };
+    wake::serve(&wakeups.bells, bell, &mut worker, || wakeups.stopped());
+}
+
+/// A thread with a ring.
+struct RingWorker<'a> {
+    vm: &'a Vm,
+    wakeups: &'a Wakeups,
+    ring: Ring,
+    under_way: UnderWay,
+}
+
+impl Worker for RingWorker<'_> {
+    fn begin(&mut self) {
+        self.under_way.begin(self.vm, &mut self.ring, self.wakeups);
+    }
+
+    fn ready(&self) -> u8 {
+        let reads = if self.vm.has_reads() { wake::READS } else { 0 };
+        let writes = if self.vm.has_writes() { wake::WRITES } else { 0 };
+        reads | writes
+    }
+
+    fn room(&self) -> u8 {
+        let reads = if self.ring.free_read().is_some() { wake::READS } else { 0 };
+        let writes = if self.ring.free_write().is_some() { wake::WRITES } else { 0 };
+        reads | writes
+    }
+
+    fn wait(&mut self, is_up: &dyn Fn()) {
+        let RingWorker { vm, wakeups, ring, under_way } = self;
         let waited = ring.wait(AT_MOST, |ring, event| {
-            bell.is_up();
+            is_up();
             under_way.end(vm, ring, event, wakeups);
         });
-        bell.is_up();
         if let Err(error) = waited {
             // Nothing is lost: what is under way still ends, and is seen with the next wait.
             tracing::warn!(%error, "io_uring does not wait");
             std::thread::sleep(AT_MOST / 10);
         }
     }
-}
-
-/// Kinds of requests that it has a free slot for.
-fn room_for(ring: &Ring) -> u8 {
-    let reads = if ring.free_read().is_some() { signals::READS } else { 0 };
-    let writes = if ring.free_write().is_some() { signals::WRITES } else { 0 };
-    reads | writes
 }
 
 /// What is at the store, by slot of the ring.
@@ -135,10 +110,6 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn can_begin(&self, vm: &Vm, ring: &Ring) -> bool {
-        vm.has_reads() && ring.free_read().is_some() || vm.has_writes() && ring.free_write().is_some()
-    }
-
     /// Hands requests over, reads first, as long as there are slots.
     fn begin(&mut self, vm: &Vm, ring: &mut Ring, wakeups: &Wakeups) {
         let Some(store) = vm.store() else { return };

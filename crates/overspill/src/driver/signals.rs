@@ -1,113 +1,23 @@
 //! Who is woken by what.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use overspill_sys::RingWaker;
 use overspill_vm::{ReadIo, Signals, WriteIo};
 
-use super::ring::Again;
+use super::wake::{self, Bells, Event, HeldBack, READS, Requests, WRITES};
 
-/// Threads wait with a bound, so that a signal lost to a bug costs time and not the mount.
-pub(super) const AT_MOST: Duration = Duration::from_millis(500);
-
-/// A flag to wait for: set by anybody, cleared by who waits.
-#[derive(Default)]
-pub(super) struct Event {
-    set: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Event {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn set(&self) {
-        *self.lock() = true;
-        self.changed.notify_one();
-    }
-
-    pub(super) fn wait(&self, at_most: Duration) {
-        let guard = self.lock();
-        let (mut guard, _) = self
-            .changed
-            .wait_timeout_while(guard, at_most, |set| !*set)
-            .unwrap_or_else(PoisonError::into_inner);
-        *guard = false;
-    }
-}
-
-/// Threads with a ring, at most.
-pub(super) const RINGS: usize = 2;
-
-/// Kinds of requests, as bits.
-pub(super) const READS: u8 = 1;
-pub(super) const WRITES: u8 = 2;
-
-/// Wakes a thread that has a ring, if it sleeps: a system call, which who does not sleep is spared.
-pub(super) struct Bell {
-    waker: RingWaker,
-    /// It sleeps, and has room for requests of these kinds.
-    waits_for: AtomicU8,
-}
-
-impl Bell {
-    /// The thread is about to sleep. Who makes something ready after this rings; it must look once more itself.
-    pub(super) fn sleeps(&self, room_for: u8) {
-        self.waits_for.store(room_for, Ordering::SeqCst);
-    }
-
-    pub(super) fn is_up(&self) {
-        self.waits_for.store(0, Ordering::SeqCst);
-    }
-}
-
-/// Of all threads that have one.
-#[derive(Default)]
-pub(super) struct Bells([OnceLock<Bell>; RINGS]);
-
-impl Bells {
-    /// A bell for one more, if there is place.
-    pub(super) fn add(&self, waker: RingWaker) -> Option<&Bell> {
-        let mut bell = Some(Bell { waker, waits_for: AtomicU8::new(0) });
-        self.0.iter().find_map(|place| {
-            let mut taken = false;
-            let here = place.get_or_init(|| {
-                taken = true;
-                bell.take().expect("it is put in one place")
-            });
-            taken.then_some(here)
-        })
-    }
-
-    fn are_there(&self) -> bool {
-        self.0[0].get().is_some()
-    }
-
-    /// Wakes one that sleeps and has room for a request of this kind. Where none does, all that have are about to look
-    /// anyway, and the others look when they have.
-    pub(super) fn ring(&self, kind: u8) {
-        let wakes = |bell: &&Bell| {
-            let up = |room_for: u8| (room_for & kind != 0).then_some(0);
-            bell.waits_for.fetch_update(Ordering::SeqCst, Ordering::SeqCst, up).is_ok()
-        };
-        let sleeper = self.0.iter().filter_map(OnceLock::get).find(wakes);
-        if let Some(bell) = sleeper {
-            bell.waker.wake();
-        }
-    }
-
-    fn ring_all(&self) {
-        self.0.iter().filter_map(OnceLock::get).for_each(|bell| bell.waker.wake());
+impl wake::Waker for RingWaker {
+    fn wake(&self) {
+        RingWaker::wake(self);
     }
 }
 
 thread_local! {
-    /// Reads that the operation which this thread just begins has asked for, and nobody was woken for.
-    pub(super) static HELD_BACK: Cell<Option<u32>> = const { Cell::new(None) };
+    /// Of the operation which this thread just begins.
+    static HELD_BACK: RefCell<HeldBack> = RefCell::default();
 }
 
 pub(super) struct Wakeups {
@@ -117,10 +27,10 @@ pub(super) struct Wakeups {
     pub(super) store: Event,
     pub(super) fetch: Event,
     /// Where there are rings these are woken instead of who waits for `store` and `fetch`.
-    pub(super) bells: Bells,
+    pub(super) bells: Bells<RingWaker>,
     /// What a ring could not do.
-    pub(super) reads_again: Again<Vec<ReadIo>>,
-    pub(super) writes_again: Again<WriteIo>,
+    pub(super) reads_again: Requests<Vec<ReadIo>>,
+    pub(super) writes_again: Requests<WriteIo>,
     pub(super) upkeep: Event,
     /// Pageout waits for prepared space of the store.
     wants_space: AtomicBool,
@@ -137,12 +47,26 @@ impl Wakeups {
             store: event(),
             fetch: event(),
             bells: Bells::default(),
-            reads_again: Again::default(),
-            writes_again: Again::default(),
+            reads_again: Requests::default(),
+            writes_again: Requests::default(),
             upkeep: event(),
             wants_space: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
+    }
+
+    /// An operation begins on this thread.
+    pub(super) fn operation_begins(&self) {
+        HELD_BACK.with_borrow_mut(HeldBack::begin);
+    }
+
+    /// It has begun; with `help` this thread waits for it. Answers whether it should do one of its reads itself.
+    pub(super) fn operation_has_begun(&self, help: bool) -> bool {
+        let (wake, own) = HELD_BACK.with_borrow_mut(|held| held.end(help));
+        if wake {
+            self.reads_wait();
+        }
+        own
     }
 
     /// Somebody should take reads.
@@ -182,9 +106,8 @@ impl Signals for Wakeups {
     }
 
     fn reads_ready(&self) {
-        match HELD_BACK.get() {
-            Some(reads) => HELD_BACK.set(Some(reads + 1)),
-            None => self.reads_wait(),
+        if !HELD_BACK.with_borrow_mut(HeldBack::hold) {
+            self.reads_wait();
         }
     }
 

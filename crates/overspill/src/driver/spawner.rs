@@ -9,7 +9,7 @@ use async_executor::Executor;
 use overspill_fuse::Spawn;
 use overspill_vm::{ReadIo, Vm};
 
-use super::signals::{HELD_BACK, Wakeups};
+use super::signals::Wakeups;
 use super::threads::Reader;
 
 thread_local! {
@@ -30,17 +30,11 @@ impl Spawn for Spawner {
     }
 
     fn begin(&self) {
-        HELD_BACK.set(Some(0));
+        self.wakeups.operation_begins();
     }
 
     fn begun(&self, help: bool) {
-        let reads = HELD_BACK.take().unwrap_or(0);
-        let own = u32::from(help);
-        if reads > own {
-            self.wakeups.reads_wait();
-        }
-        if help
-            && reads > 0
+        if self.wakeups.operation_has_begun(help)
             && let Some(read) = self.vm.newest_read()
         {
             READER.with_borrow_mut(|reader| {

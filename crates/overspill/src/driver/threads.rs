@@ -6,7 +6,8 @@ use overspill_store::BLOCK;
 use overspill_sys::AlignedBuf;
 use overspill_vm::{ReadIo, Vm, WriteIo};
 
-use super::signals::{AT_MOST, Wakeups};
+use super::signals::Wakeups;
+use super::wake::AT_MOST;
 
 /// What one of the reading threads reads at once.
 const FETCH_BYTES: usize = 256 << 10;
