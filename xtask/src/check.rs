@@ -22,6 +22,14 @@ pub(crate) fn check() -> Result<(), String> {
     run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
 }
 
+/// What runs under shuttle's scheduler: packages, and which of their tests.
+pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 4] = [
+    ("overspill-vm", &["--test", "shuttle"]),
+    ("overspill-slab", &["--test", "shuttle"]),
+    ("overspill", &["--lib", "driver::wake::model"]),
+    ("overspill-fuse", &["--lib", "park::model"]),
+];
+
 /// Everything: checks, tests, and the simulation.
 ///
 /// # Errors
@@ -30,9 +38,9 @@ pub(crate) fn test() -> Result<(), String> {
     install_tools()?;
     check()?;
     run(&mut command("cargo", &["test", "--workspace"]))?;
-    for package in ["overspill-vm", "overspill-slab"] {
-        let args = ["test", "-p", package, "--features", "shuttle", "--test", "shuttle"];
-        run(&mut command("cargo", &args))?;
+    for (package, tests) in MODEL_CHECKED {
+        let args = ["test", "-p", package, "--features", "shuttle"];
+        run(command("cargo", &args).args(tests))?;
     }
     asan()?;
     println!("\n$ cargo xtask sim");

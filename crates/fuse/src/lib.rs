@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionACL};
 use overspill_tmpfs::TmpFs;
@@ -183,7 +184,7 @@ fn watch(
 ) {
     let Ok(remount) = is_mounted.recv() else { return };
     let look = || {
-        server.parking.expire();
+        server.parking.expire(Instant::now());
         often();
     };
     server.space.watch(&server.fs, remount.as_ref(), stop, &look);

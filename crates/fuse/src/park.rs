@@ -12,13 +12,20 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyData};
+
+use imp::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use imp::sync::{Mutex, MutexGuard, PoisonError};
+use imp::thread::{self, Thread};
+
+#[cfg(feature = "shuttle")]
+use shuttle as imp;
+#[cfg(not(feature = "shuttle"))]
+use std as imp;
 
 /// Runs parked operations. The facade's driver does.
 pub trait Spawn: Send + Sync {
@@ -54,30 +61,41 @@ impl Wake for Unpark {
     }
 }
 
-thread_local! {
-    static WAKER: Waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+imp::thread_local! {
+    static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
 }
 
-pub(crate) struct Parking {
+/// A reply that somebody waits for, who is told when there will be none.
+pub(crate) trait Reply: Send {
+    fn fail(self);
+}
+
+impl Reply for ReplyData {
+    fn fail(self) {
+        self.error(Errno::EIO);
+    }
+}
+
+pub(crate) struct Parking<R = ReplyData> {
     spawn: Arc<dyn Spawn>,
     /// Threads that may wait in place at once.
     may_wait: usize,
     waiting: AtomicUsize,
-    reads: Mutex<HashMap<u64, ParkedRead>>,
+    reads: Mutex<HashMap<u64, ParkedRead<R>>>,
     next_read: AtomicU64,
     crowded: usize,
 }
 
-struct ParkedRead {
+struct ParkedRead<R> {
     deadline: Instant,
-    reply: ReplyData,
+    reply: R,
     /// Wakes the task, so that it sees that its time is up.
     waker: Option<Waker>,
 }
 
-impl Parking {
+impl<R: Reply> Parking<R> {
     /// `threads` serve requests; the kernel sends at most `background` at once that nobody is known to wait for.
-    pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Parking {
+    pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Self {
         Parking {
             spawn,
             may_wait: threads.saturating_sub(2).max(1),
@@ -114,7 +132,7 @@ impl Parking {
                 if left.is_zero() {
                     break None;
                 }
-                std::thread::park_timeout(left);
+                thread::park_timeout(left);
             };
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             value
@@ -126,12 +144,12 @@ impl Parking {
         self.spawn.spawn(Box::pin(op));
     }
 
-    fn reads(&self) -> MutexGuard<'_, HashMap<u64, ParkedRead>> {
+    fn reads(&self) -> MutexGuard<'_, HashMap<u64, ParkedRead<R>>> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a parked read's reply until the read ends or its time is up.
-    pub(crate) fn hold(&self, reply: ReplyData) -> u64 {
+    pub(crate) fn hold(&self, reply: R) -> u64 {
         let number = self.next_read.fetch_add(1, Ordering::Relaxed);
         let mut reads = self.reads();
         let patience = if reads.len() >= self.crowded { READ_TIMEOUT_CROWDED } else { READ_TIMEOUT };
@@ -140,7 +158,7 @@ impl Parking {
     }
 
     /// The reply of a parked read, unless its time was up.
-    pub(crate) fn take(&self, number: u64) -> Option<ReplyData> {
+    pub(crate) fn take(&self, number: u64) -> Option<R> {
         self.reads().remove(&number).map(|read| read.reply)
     }
 
@@ -163,18 +181,141 @@ impl Parking {
     }
 
     /// Fails the reads whose time is up. To be called now and then.
-    pub(crate) fn expire(&self) {
-        let now = Instant::now();
-        let late: Vec<ParkedRead> =
+    pub(crate) fn expire(&self, now: Instant) {
+        let late: Vec<ParkedRead<R>> =
             self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
         if !late.is_empty() {
             tracing::warn!(reads = late.len(), "the store does not answer; reads fail");
         }
         for read in late {
-            read.reply.error(Errno::EIO);
+            read.reply.fail();
             if let Some(waker) = read.waker {
                 waker.wake();
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod model {
+    //! `cargo test -p overspill-fuse --features shuttle --lib park`: a wake-up that is lost is a deadlock.
+
+    use super::*;
+    use shuttle::scheduler::{PctScheduler, RandomScheduler};
+    use shuttle::sync::Arc as Shared;
+    use shuttle::{Config, Runner};
+
+    fn explore(scenario: fn()) {
+        let mut config = Config::new();
+        config.silence_warnings = true;
+        Runner::new(RandomScheduler::new(2000), config.clone()).run(scenario);
+        Runner::new(PctScheduler::new(3, 2000), config).run(scenario);
+    }
+
+    struct Nobody;
+
+    impl Spawn for Nobody {
+        fn spawn(&self, _: Pin<Box<dyn Future<Output = ()> + Send>>) {}
+    }
+
+    /// Counts how it was answered.
+    #[derive(Clone, Default)]
+    struct Answers(Shared<(AtomicUsize, AtomicUsize)>);
+
+    impl Reply for Answers {
+        fn fail(self) {
+            self.0.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Answers {
+        fn answer(self) {
+            self.0.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// What an operation waits for.
+    #[derive(Clone, Default)]
+    struct Gate(Shared<Mutex<(bool, Option<Waker>)>>);
+
+    impl Gate {
+        fn open(&self) {
+            let waker = {
+                let mut gate = self.0.lock().unwrap();
+                gate.0 = true;
+                gate.1.take()
+            };
+            waker.into_iter().for_each(Waker::wake);
+        }
+
+        async fn pass(&self) {
+            std::future::poll_fn(|cx| {
+                let mut gate = self.0.lock().unwrap();
+                gate.1 = Some(cx.waker().clone());
+                if gate.0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+    }
+
+    fn parking() -> Shared<Parking<Answers>> {
+        Shared::new(Parking::new(Arc::new(Nobody), 4, 8))
+    }
+
+    /// A parked read whose store never answers ends when its time is up, and is told so once.
+    #[test]
+    fn a_parked_read_ends_when_its_time_is_up() {
+        explore(|| {
+            let (parking, answers) = (parking(), Answers::default());
+            let number = parking.hold(answers.clone());
+            let watch = parking.clone();
+            let watcher = thread::spawn(move || watch.expire(Instant::now() + 2 * READ_TIMEOUT));
+            let ended = shuttle::future::block_on(parking.until_expired(number, Gate::default().pass()));
+            watcher.join().unwrap();
+            assert!(ended.is_none() && parking.take(number).is_none());
+            assert_eq!(answers.0.0.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    /// A read that ends just when its time is up is answered once, one way or the other.
+    #[test]
+    fn a_parked_read_is_answered_once() {
+        explore(|| {
+            let (parking, answers, gate) = (parking(), Answers::default(), Gate::default());
+            let number = parking.hold(answers.clone());
+            let (watch, store) = (parking.clone(), gate.clone());
+            let watcher = thread::spawn(move || watch.expire(Instant::now() + 2 * READ_TIMEOUT));
+            let store = thread::spawn(move || store.open());
+            if shuttle::future::block_on(parking.until_expired(number, gate.pass())).is_some()
+                && let Some(reply) = parking.take(number)
+            {
+                reply.answer();
+            }
+            watcher.join().unwrap();
+            store.join().unwrap();
+            let (failed, answered) = (&answers.0.0, &answers.0.1);
+            assert_eq!(failed.load(Ordering::SeqCst) + answered.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    /// Threads that wait in place with their operations are woken by what ends these, each its own.
+    #[test]
+    fn operations_that_wait_in_place_end() {
+        explore(|| {
+            let parking = parking();
+            let gates = [Gate::default(), Gate::default()];
+            let threads: Vec<_> = gates
+                .iter()
+                .cloned()
+                .map(|gate| {
+                    let parking = parking.clone();
+                    thread::spawn(move || parking.try_here(async move { gate.pass().await }))
+                })
+                .collect();
+            gates.iter().for_each(Gate::open);
+            for thread in threads {
+                assert!(thread.join().unwrap().is_some(), "two of four threads may wait");
+            }
+        });
     }
 }

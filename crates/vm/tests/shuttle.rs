@@ -527,3 +527,26 @@ fn writers_wait_for_who_frees() {
         world.end(left.into_iter().chain([target]).collect());
     });
 }
+
+/// What a helper holds while it packs is not on the queues: pageout that finds nothing must not take that for the end.
+#[test]
+fn what_a_helper_holds_makes_nobody_refused() {
+    explore(1500, || {
+        let world = World::new(14, Some(std::sync::Arc::new(MemStore::new(1000))));
+        let writers = [0, 1].map(|_| world.empty());
+        let vm = world.vm.clone();
+        let helper = job(move || {
+            for _ in 0..20 {
+                vm.help_pageout();
+                thread::yield_now();
+            }
+        });
+        let write = |paged: &Paged| {
+            let paged = paged.clone();
+            job(move || (0..8).for_each(|page| paged.write(2 * page, 7)))
+        };
+        world.run(false, writers.iter().map(write).chain([helper]).collect());
+        writers.iter().for_each(|paged| (0..8).for_each(|page| assert_eq!(paged.fill(2 * page), 7)));
+        world.end(writers.into());
+    });
+}
