@@ -109,6 +109,12 @@ impl Driver {
         Ok(driver)
     }
 
+    /// How often a thread found work, after it had waited as long as it ever does, that it had not been woken for. Each is a
+    /// signal that was lost: a bug, which costs half a second.
+    pub fn lost_signals(&self) -> u64 {
+        self.wakeups.late.count()
+    }
+
     /// How the store's I/O is done.
     pub fn store_io(&self) -> &StoreIo {
         &self.store_io
@@ -200,21 +206,27 @@ fn run_helper(vm: &Vm, wakeups: &Wakeups) {
 }
 
 fn run_pageout(vm: &Vm, wakeups: &Wakeups) {
+    let mut woken = true;
     while !wakeups.stopped() {
         if vm.has_waiters() {
             wakeups.helper.set();
         }
-        match vm.pageout() {
-            Step::Worked => wakeups.upkeep.set(),
+        let step = vm.pageout();
+        wakeups.late.look(woken, step == Step::Worked, &wakeups.pageout);
+        woken = match step {
+            Step::Worked => {
+                wakeups.upkeep.set();
+                true
+            }
             Step::AwaitStore => {
                 wakeups.ask_for_space();
-                wakeups.pageout.wait(AT_MOST);
+                wakeups.pageout.wait(AT_MOST)
             }
             Step::Rest | Step::AwaitIo => wakeups.pageout.wait(AT_MOST),
             Step::Stuck => {
-                // Full and nothing to do: look again when something may have been freed.
+                // Full: upkeep may have something to give back.
                 wakeups.upkeep.set();
-                wakeups.pageout.wait(Duration::from_millis(20));
+                wakeups.pageout.wait(AT_MOST)
             }
         }
     }

@@ -24,7 +24,7 @@ const WRITES: usize = 1;
 pub(super) fn read_again(vm: &Vm, wakeups: &Wakeups) {
     let mut reader = Reader::new(READ_BYTES);
     while !wakeups.stopped() {
-        if let Some(mut reads) = wakeups.reads_again.next() {
+        if let Some(mut reads) = wakeups.reads_again.next(&wakeups.late) {
             reader.reads.append(&mut reads);
             reader.perform(vm);
         }
@@ -34,7 +34,7 @@ pub(super) fn read_again(vm: &Vm, wakeups: &Wakeups) {
 /// Does the writes that a ring could not.
 pub(super) fn write_again(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
-        if let Some(write) = wakeups.writes_again.next() {
+        if let Some(write) = wakeups.writes_again.next(&wakeups.late) {
             perform_write(vm, write);
             wakeups.pageout.set();
         }

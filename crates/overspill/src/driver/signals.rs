@@ -7,7 +7,7 @@ use std::time::Instant;
 use overspill_sys::RingWaker;
 use overspill_vm::{ReadIo, Signals, WriteIo};
 
-use super::wake::{self, Bells, Event, HeldBack, READS, Requests, WRITES};
+use super::wake::{self, Bells, Event, HeldBack, Late, READS, Requests, WRITES};
 
 impl wake::Waker for RingWaker {
     fn wake(&self) {
@@ -34,6 +34,8 @@ pub(super) struct Wakeups {
     pub(super) upkeep: Event,
     /// Pageout waits for prepared space of the store.
     wants_space: AtomicBool,
+    /// Signals that were lost.
+    pub(super) late: Late,
     pub(super) stop: AtomicBool,
 }
 
@@ -51,6 +53,7 @@ impl Wakeups {
             writes_again: Requests::default(),
             upkeep: event(),
             wants_space: AtomicBool::new(false),
+            late: Late::default(),
             stop: AtomicBool::new(false),
         }
     }

@@ -13,8 +13,11 @@ use super::wake::AT_MOST;
 const FETCH_BYTES: usize = 256 << 10;
 
 pub(super) fn run_store(vm: &Vm, wakeups: &Wakeups) {
+    let mut woken = true;
     while !wakeups.stopped() {
-        match vm.next_write() {
+        let write = vm.next_write();
+        wakeups.late.look(woken, write.is_some(), &wakeups.store);
+        woken = match write {
             Some(write) => {
                 // This one takes a while.
                 if vm.has_writes() {
@@ -22,6 +25,7 @@ pub(super) fn run_store(vm: &Vm, wakeups: &Wakeups) {
                 }
                 perform_write(vm, write);
                 wakeups.pageout.set();
+                true
             }
             None => wakeups.store.wait(AT_MOST),
         }
@@ -30,12 +34,15 @@ pub(super) fn run_store(vm: &Vm, wakeups: &Wakeups) {
 
 pub(super) fn run_fetch(vm: &Vm, wakeups: &Wakeups) {
     let mut reader = Reader::new(FETCH_BYTES);
+    let mut woken = true;
     while !wakeups.stopped() {
         vm.next_reads(FETCH_BYTES, &mut reader.reads);
+        wakeups.late.look(woken, !reader.reads.is_empty(), &wakeups.fetch);
         if reader.reads.is_empty() {
-            wakeups.fetch.wait(AT_MOST);
+            woken = wakeups.fetch.wait(AT_MOST);
             continue;
         }
+        woken = true;
         if vm.has_reads() {
             wakeups.fetch.set();
         }

@@ -85,8 +85,10 @@ fn answers_pageout(vm: &Vm, wakeups: &Wakeups) -> bool {
 pub(super) fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, mut compactor: Compactor) {
     let mut watch = memory.filter(|&memory| memory >= SMALL).map(MemoryWatch::new);
     while !wakeups.stopped() {
-        wakeups.upkeep.wait(UPKEEP);
-        if !answers_pageout(vm, wakeups) {
+        let woken = wakeups.upkeep.wait(UPKEEP);
+        let asked = answers_pageout(vm, wakeups);
+        wakeups.late.look(woken, asked, &wakeups.upkeep);
+        if !asked {
             // Pageout asks at every step.
             std::thread::sleep(AFTER_UPKEEP);
         }

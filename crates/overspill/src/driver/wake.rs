@@ -39,13 +39,37 @@ impl Event {
         self.changed.notify_one();
     }
 
-    pub(super) fn wait(&self, at_most: Duration) {
+    /// Waits until it is set, or for so long. Says whether it was set.
+    pub(super) fn wait(&self, at_most: Duration) -> bool {
         let guard = self.lock();
         let (mut guard, _) = self
             .changed
             .wait_timeout_while(guard, at_most, |set| !*set)
             .unwrap_or_else(PoisonError::into_inner);
-        *guard = false;
+        std::mem::take(&mut *guard)
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        *self.lock()
+    }
+}
+
+/// Counts the times that a thread found work which nobody had woken it for, after it had waited as long as it ever does:
+/// each is a signal that was lost.
+#[derive(Default)]
+pub(super) struct Late(std::sync::atomic::AtomicU64);
+
+impl Late {
+    /// A thread has waited (`woken`: and was woken) and now found work, or none.
+    pub(super) fn look(&self, woken: bool, found: bool, event: &Event) {
+        // What was signalled just now did not come too late.
+        if !woken && found && !event.is_set() {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
@@ -67,12 +91,18 @@ impl<T> Requests<T> {
         self.added.set();
     }
 
+    fn take(&self) -> Option<T> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
     /// The next one. Waits a while where there is none, and may then answer none.
-    pub(super) fn next(&self) -> Option<T> {
-        let next = self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        if next.is_none() {
-            self.added.wait(AT_MOST);
+    pub(super) fn next(&self, late: &Late) -> Option<T> {
+        if let Some(next) = self.take() {
+            return Some(next);
         }
+        let woken = self.added.wait(AT_MOST);
+        let next = self.take();
+        late.look(woken, next.is_some(), &self.added);
         next
     }
 
@@ -394,7 +424,7 @@ mod model {
                 .collect();
             let mut taken = Vec::new();
             while taken.len() < 6 {
-                taken.extend(requests.next());
+                taken.extend(requests.next(&Late::default()));
             }
             taken.sort_unstable();
             assert_eq!(taken, [0, 1, 2, 3, 4, 5]);

@@ -1,0 +1,58 @@
+//! No signal of the driver is lost: threads that wait with a bound would hide that.
+
+use std::sync::Arc;
+
+use overspill::driver::{Driver, DriverOptions};
+use overspill_store::{FileStore, MemStore, Store};
+use overspill_vm::{Account, PAGE, Space, Vm, VmConfig};
+
+/// Nothing that any method packs.
+fn noise(seed: u64) -> [u8; PAGE] {
+    let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::array::from_fn(|_| {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        word.to_le_bytes()[3]
+    })
+}
+
+/// Writers and readers of three times the memory, through a store that must be prepared.
+fn spill(store: Arc<dyn Store>, uring: bool) -> u64 {
+    let vm = Vm::new(&VmConfig::new(6 << 20), Some(store)).unwrap();
+    let driver = Driver::start(&vm, DriverOptions { memory: None, uring }).unwrap();
+    let account = Account::new(1 << 20);
+    std::thread::scope(|scope| {
+        for thread in 0..3_u64 {
+            let object = vm.object(&account);
+            scope.spawn(move || {
+                futures_lite::future::block_on(async {
+                    for turn in 0..2 {
+                        for page in 0..1500 {
+                            let bytes = noise(turn << 40 | thread << 20 | page);
+                            object.write(page * PAGE as u64, &bytes, Space::Normal).await.unwrap();
+                        }
+                        for page in 0..1500 {
+                            let mut buf = [0; PAGE];
+                            object.read(page * PAGE as u64, &mut buf).await.unwrap();
+                            assert!(buf == noise(turn << 40 | thread << 20 | page), "page {page}");
+                        }
+                    }
+                });
+            });
+        }
+    });
+    assert!(vm.stats().page_outs > 3000 && vm.stats().page_ins > 3000, "{:?}", vm.stats());
+    driver.lost_signals()
+}
+
+#[test]
+fn no_signal_is_lost() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for _ in 0..2 {
+        let file = || Arc::new(FileStore::in_directory(dir.path(), 1 << 18).unwrap().ahead(1 << 20));
+        assert_eq!(spill(file(), true), 0, "with a ring, where there is one");
+        assert_eq!(spill(file(), false), 0, "with threads");
+        assert_eq!(spill(Arc::new(MemStore::unprepared(1 << 18)), false), 0, "in memory");
+    }
+}
