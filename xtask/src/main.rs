@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod demo;
+mod mutants;
 mod policy;
 mod run;
 mod sim;
@@ -26,6 +27,8 @@ enum Command {
     Test,
     /// Copy a tree larger than the memory through a mount, compare it, show where every byte is.
     Demo(demo::DemoArgs),
+    /// Plant faults in VM, stores and driver, and see that the tests find each.
+    Mutants(mutants::MutantsArgs),
     /// Try policies of replacement on what mounts have logged.
     Policy(policy::PolicyArgs),
     /// Run seeds of the deterministic simulation of VM and store.
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Check => run::finish(check::check()),
         Command::Test => run::finish(check::test()),
         Command::Demo(args) => run::finish(demo::demo(&args)),
+        Command::Mutants(args) => run::finish(mutants::run(&args)),
         Command::Policy(args) => run::finish(policy::run(&args)),
         Command::Sim(args) => run::finish(sim::simulate(&args)),
     }

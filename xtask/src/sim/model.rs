@@ -37,7 +37,10 @@ pub(crate) struct Model {
 }
 
 /// The part of `len` bytes at `at` in each page: the page, and where in the page and in the bytes.
-fn parts(at: usize, len: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>, std::ops::Range<usize>)> {
+fn parts(
+    at: usize,
+    len: usize,
+) -> impl Iterator<Item = (usize, std::ops::Range<usize>, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let (page, from) = ((at + done) / PAGE, (at + done) % PAGE);

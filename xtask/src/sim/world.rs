@@ -343,7 +343,8 @@ impl World {
     fn say(&self, what: &str, who: usize, at: usize, len: usize) -> String {
         let pages = (at / PAGE, (at + len).div_ceil(PAGE));
         let now = self.driver.now;
-        let said = format!("{now:6} object {who}: {what} {len} bytes at {at}, pages {}..{}", pages.0, pages.1);
+        let said =
+            format!("{now:6} object {who}: {what} {len} bytes at {at}, pages {}..{}", pages.0, pages.1);
         if self.shared.trace {
             println!("{said}");
         }
@@ -395,7 +396,8 @@ impl World {
             1 => (0..len).map(|_| self.rng.random()).collect(),
             _ => vec![0; len],
         };
-        let said = self.say(if data.iter().all(|&b| b == 0) { "write zeros," } else { "write" }, who, at, len);
+        let said =
+            self.say(if data.iter().all(|&b| b == 0) { "write zeros," } else { "write" }, who, at, len);
         let (drops, shared) = (self.drops(), self.shared.clone());
         let object = self.begin_change(who, at, &data);
         self.spawn(said, async move {
@@ -409,7 +411,12 @@ impl World {
             };
             // A try that was dropped may have come further than the one that was refused.
             let beyond = if dropped { Outcome::Unknown } else { Outcome::NotDone };
-            subject.model.end(at, len, shared.now.get(), |end| if end <= done { Outcome::Done } else { beyond });
+            subject.model.end(
+                at,
+                len,
+                shared.now.get(),
+                |end| if end <= done { Outcome::Done } else { beyond },
+            );
             if let Some(error) = error {
                 shared.refused("write", who, at, error);
                 if error == VmError::Lost || subject.model.is_in_doubt(at, len) {

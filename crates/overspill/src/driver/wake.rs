@@ -437,7 +437,8 @@ mod model {
     fn every_read_held_back_is_done() {
         type Queue = (Mutex<usize>, Event, AtomicUsize, Event);
         explore(|| {
-            let queue: Arc<Queue> = Arc::new((Mutex::new(0_usize), Event::default(), AtomicUsize::new(0), Event::default()));
+            let queue: Arc<Queue> =
+                Arc::new((Mutex::new(0_usize), Event::default(), AtomicUsize::new(0), Event::default()));
             const ALL: usize = 5;
             let done = |queue: &Queue| {
                 let mut reads = queue.0.lock().unwrap();
