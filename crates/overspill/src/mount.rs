@@ -256,9 +256,9 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     })?);
     let fixed = Fixed { budget_bytes: options.memory, store_mode };
     let reports = {
-        let (vm, fs) = (vm.clone(), fs.clone());
+        let (vm, fs, lost_signals) = (vm.clone(), fs.clone(), driver.lost_signals());
         move |report: &str| match report {
-            stats::STATS => serde_json::to_string(&stats::collect(&fixed, &vm, &fs)).ok(),
+            stats::STATS => serde_json::to_string(&stats::collect(&fixed, &vm, &fs, lost_signals())).ok(),
             stats::SLABINFO => serde_json::to_string(&stats::slabinfo()).ok(),
             _ => None,
         }

@@ -76,6 +76,8 @@ pub struct Stats {
     pub errors: u64,
     /// Whether the store has refused all writes since one last went through.
     pub store_failing: bool,
+    /// Times that a thread of the driver found work which it had not been woken for: a bug.
+    pub signals_lost: u64,
     /// Lines that should have been logged and could not be.
     pub log_lines_lost: u64,
     /// Files, directories and everything else with a number.
@@ -169,7 +171,7 @@ pub(crate) struct Fixed {
     pub(crate) store_mode: String,
 }
 
-pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
+pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> Stats {
     let v = vm.stats();
     let f = fs.stats();
     let usage = vm.store().map(|store| store.usage()).unwrap_or_default();
@@ -213,6 +215,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs) -> Stats {
         compacted: v.compacted,
         errors: v.errors,
         store_failing: vm.is_store_failing(),
+        signals_lost,
         log_lines_lost: crate::log::lost_lines(),
         inodes: f.inodes,
         inodes_limit: f.inodes_limit,

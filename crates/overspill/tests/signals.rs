@@ -43,7 +43,7 @@ fn spill(store: Arc<dyn Store>, uring: bool) -> u64 {
         }
     });
     assert!(vm.stats().page_outs > 3000 && vm.stats().page_ins > 3000, "{:?}", vm.stats());
-    driver.lost_signals()
+    driver.lost_signals()()
 }
 
 #[test]

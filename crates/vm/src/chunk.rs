@@ -34,7 +34,7 @@ use crate::extent::Extent;
 use crate::fetch::Unpacked;
 use crate::queue::{NOT_QUEUED, QueueSlot};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{Arc, Mutex, MutexGuard};
+use crate::sync::{Arc, Mutex, MutexGuard, rank};
 use crate::vm::Shared;
 use crate::{CHUNK_PAGES, PAGE};
 
@@ -74,7 +74,7 @@ pub(crate) struct Chunk {
     owners: AtomicU32,
     /// The object it was made for: stores may keep each object's data apart.
     object: u32,
-    state: Mutex<ChunkState>,
+    state: Mutex<ChunkState, { rank::CHUNK }>,
     shared: Arc<Shared>,
     /// Whom its pages are charged to: the first owner pays, also when others go on showing it.
     account: std::sync::Arc<Account>,
@@ -280,7 +280,7 @@ impl Drop for Chunk {
 
 /// A locked chunk. On unlock it joins or leaves the page queues and the gauges follow.
 pub(crate) struct ChunkGuard<'a> {
-    state: MutexGuard<'a, ChunkState>,
+    state: MutexGuard<'a, ChunkState, { rank::CHUNK }>,
     chunk: &'a Ref<Chunk>,
     before: Gauges,
 }

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use crate::budget::{Budget, Charge};
 use crate::chunk::{Chunk, PageSet, members};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, MutexGuard};
+use crate::sync::{Arc, Mutex, MutexGuard, rank};
 use crate::tier::Held;
 
 /// The store, and what we hold of it. Blocks belong to [`RunGuard`]s, then to segments.
@@ -316,7 +316,7 @@ pub(crate) const EXTENT_COST: usize = size_of::<Extent>() + 24;
 #[derive(Debug)]
 pub(crate) struct Extent {
     /// A leaf lock, but for the tier's.
-    place: Mutex<Place>,
+    place: Mutex<Place, { rank::PLACE }>,
     encoded: Encoded,
     /// Seeds the checksums, so that another cluster's bytes are not taken for this one's. Never used twice.
     tag: u64,
@@ -460,7 +460,7 @@ impl Extent {
         matches!(&*self.place(), Place::Store(of, _) if Ref::ptr_eq(of, segment))
     }
 
-    pub(crate) fn place(&self) -> MutexGuard<'_, Place> {
+    pub(crate) fn place(&self) -> MutexGuard<'_, Place, { rank::PLACE }> {
         self.place.lock()
     }
 

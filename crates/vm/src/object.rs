@@ -28,7 +28,7 @@ use crate::error::VmError;
 use crate::extent::Extent;
 use crate::fetch::{Begun, Coming, Fetch, PageInError, Unpacked};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, RwLock, rank};
 use crate::tree::{Found, Tree};
 use crate::vm::Shared;
 use crate::{CHUNK, CHUNK_PAGES, PAGE};
@@ -44,7 +44,7 @@ pub struct Object {
     shared: Arc<Shared>,
     number: u32,
     account: std::sync::Arc<Account>,
-    tree: RwLock<Tree>,
+    tree: RwLock<Tree, { rank::TREE }>,
     /// Pages that are not absent.
     pages: AtomicU64,
 }

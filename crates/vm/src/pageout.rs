@@ -26,7 +26,7 @@ use crate::io::WriteIo;
 use crate::pace::Pace;
 use crate::repack;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, rank};
 use crate::tier::{Leaving, Next, Tier};
 use crate::vm::{Shared, VmConfig};
 
@@ -72,10 +72,10 @@ pub(crate) struct Pageout {
     keeps_raw: bool,
     pub(crate) tier: Arc<Tier>,
     /// Who steps has this lock, then perhaps the packer's.
-    search: Mutex<Search>,
-    packer: Mutex<Packer>,
+    search: Mutex<Search, { rank::SEARCH }>,
+    packer: Mutex<Packer, { rank::PACKER }>,
     /// Who helps when writers wait.
-    helper: Mutex<Packer>,
+    helper: Mutex<Packer, { rank::PACKER }>,
     next_tag: AtomicU64,
     #[expect(clippy::vec_box, reason = "requests carry a batch by pointer, not by value")]
     idle: Mutex<Vec<Box<Batch>>>,

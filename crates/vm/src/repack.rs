@@ -17,7 +17,7 @@ use crate::Vm;
 use crate::chunk::{Chunk, ChunkHandle as _, PageSet, members};
 use crate::extent::{EXTENT_COST, Extent, Place};
 use crate::pageout::grain_of;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, rank};
 use crate::vm::Shared;
 
 /// What repacking by zstd takes of the budget: workspaces of the compressor.
@@ -28,7 +28,7 @@ const IN_VAIN: u32 = 16;
 
 /// Who packs again by zstd, one cluster at a time.
 #[derive(Default)]
-pub(crate) struct Repacker(Mutex<Work>);
+pub(crate) struct Repacker(Mutex<Work, { rank::PACKER }>);
 
 #[derive(Default)]
 struct Work {

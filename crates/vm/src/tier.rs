@@ -13,16 +13,16 @@ use crate::chunk::Chunk;
 use crate::extent::{Extent, Place, Segment};
 use crate::queue::{NOT_QUEUED, QueueSlot, Queues};
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, rank};
 use crate::vm::Shared;
 use crate::{Frame, VmError};
 
 /// What compressed memory holds.
 pub(crate) struct Tier {
     /// A leaf lock.
-    queues: Mutex<Queues<Extent>>,
+    queues: Mutex<Queues<Extent>, { rank::QUEUES }>,
     /// How far who repacks has come in them.
-    cold: Mutex<QueueSlot>,
+    cold: Mutex<QueueSlot, { rank::COLD }>,
     /// Bytes of the budget.
     bytes: AtomicUsize,
     /// Pages that went in, dead ones too.

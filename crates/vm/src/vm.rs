@@ -20,7 +20,7 @@ use crate::pageout::{Pageout, Step};
 use crate::queue::Queues;
 use crate::repack::{REPACKER_COST, Repacker};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{Arc, Mutex, Weak};
+use crate::sync::{Arc, Mutex, Weak, rank};
 use crate::tier::Tier;
 use crate::timer::Timers;
 use crate::tree::NODE_COST;
@@ -111,7 +111,7 @@ impl Signals for Deaf {
 pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) arena: std::sync::Arc<Arena>,
-    pub(crate) queues: Mutex<Queues<Chunk>>,
+    pub(crate) queues: Mutex<Queues<Chunk>, { rank::QUEUES }>,
     pub(crate) counters: Counters,
     pub(crate) io: IoQueue,
     space: Option<Arc<ExtentSpace>>,

@@ -111,8 +111,9 @@ impl Driver {
 
     /// How often a thread found work, after it had waited as long as it ever does, that it had not been woken for. Each is a
     /// signal that was lost: a bug, which costs half a second.
-    pub fn lost_signals(&self) -> u64 {
-        self.wakeups.late.count()
+    pub fn lost_signals(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let wakeups = self.wakeups.clone();
+        move || wakeups.late.count()
     }
 
     /// How the store's I/O is done.
