@@ -1,9 +1,10 @@
 //! No signal of the driver is lost: threads that wait with a bound would hide that.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use overspill::driver::{Driver, DriverOptions};
-use overspill_store::{FileStore, MemStore, Store};
+use overspill_store::{AllocError, FileStore, MemStore, Run, Store, Usage};
 use overspill_vm::{Account, PAGE, Space, Vm, VmConfig};
 
 /// Nothing that any method packs.
@@ -55,4 +56,43 @@ fn no_signal_is_lost() {
         assert_eq!(spill(file(), false), 0, "with threads");
         assert_eq!(spill(Arc::new(MemStore::unprepared(1 << 18)), false), 0, "in memory");
     }
+}
+
+/// A store that notes which threads prepare its space.
+struct Watched {
+    store: MemStore,
+    prepared_by: Mutex<BTreeSet<String>>,
+}
+
+impl Store for Watched {
+    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+        self.store.allocate(min, max)
+    }
+    fn free(&self, run: Run) {
+        self.store.free(run);
+    }
+    fn write(&self, start: u32, buf: &[u8]) -> std::io::Result<()> {
+        self.store.write(start, buf)
+    }
+    fn read(&self, start: u32, buf: &mut [u8]) -> std::io::Result<()> {
+        self.store.read(start, buf)
+    }
+    fn maintain(&self, pressure: bool) -> bool {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        self.prepared_by.lock().unwrap().insert(thread);
+        self.store.maintain(pressure)
+    }
+    fn usage(&self) -> Usage {
+        self.store.usage()
+    }
+}
+
+/// Iron rule 1: to prepare space may wait for a disk and for memory, so pageout leaves it to upkeep.
+#[test]
+fn the_pageout_thread_never_prepares_space() {
+    let prepared_by = Mutex::default();
+    let store = Arc::new(Watched { store: MemStore::unprepared(1 << 18), prepared_by });
+    spill(store.clone(), false);
+    let threads = store.prepared_by.lock().unwrap().iter().cloned().collect::<Vec<_>>();
+    assert_eq!(threads, ["upkeep"]);
 }

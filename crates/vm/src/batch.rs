@@ -9,10 +9,11 @@ use overspill_sys::AlignedBuf;
 
 use crate::VmError;
 use crate::budget::Budget;
-use crate::chunk::{Chunk, ChunkHandle as _, PageSet};
+use crate::chunk::{Chunk, ChunkHandle as _};
 use crate::extent::{
     EXTENT_ALIGN, EXTENT_COST, Extent, Place, RunGuard, SEGMENT_BLOCKS, SEGMENT_COST, Segment,
 };
+use crate::pageset::PageSet;
 use crate::sync::Arc;
 use crate::tier::{Tier, Turn};
 

@@ -6,10 +6,11 @@
 
 use overspill_slab::{Ref, WeakRef};
 
-use crate::chunk::{Chunk, ChunkHandle as _, Cluster, PageSet, members};
+use crate::chunk::{Chunk, ChunkHandle as _, Cluster};
 use crate::error::VmError;
 use crate::extent::{Extent, Segment};
 use crate::fetch::PageInError;
+use crate::pageset::{PageSet, members};
 use crate::sync::Arc;
 use crate::vm::Shared;
 use crate::{CHUNK_PAGES, PAGE, Vm};

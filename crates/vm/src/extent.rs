@@ -16,7 +16,8 @@ use overspill_store::{AllocError, BLOCK, Run, Store};
 use smallvec::SmallVec;
 
 use crate::budget::{Budget, Charge};
-use crate::chunk::{Chunk, PageSet, members};
+use crate::chunk::Chunk;
+use crate::pageset::{PageSet, members};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, rank};
 use crate::tier::Held;

@@ -40,6 +40,7 @@ mod io;
 mod object;
 mod pace;
 mod pageout;
+mod pageset;
 mod queue;
 mod repack;
 mod sync;

@@ -21,12 +21,11 @@ use smallvec::SmallVec;
 
 use crate::account::{Account, Space};
 use crate::budget::Reservation;
-use crate::chunk::{
-    CHUNK_COST, Chunk, ChunkGuard, ChunkHandle as _, ChunkRef, PageIn, PageSet, members, pages,
-};
+use crate::chunk::{CHUNK_COST, Chunk, ChunkGuard, ChunkHandle as _, ChunkRef, PageIn};
 use crate::error::VmError;
 use crate::extent::Extent;
 use crate::fetch::{Begun, Coming, Fetch, PageInError, Unpacked};
+use crate::pageset::{PageSet, members, pages};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, rank};
 use crate::tree::{Found, Tree};

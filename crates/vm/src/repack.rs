@@ -14,9 +14,10 @@ use smallvec::SmallVec;
 
 use crate::PAGE;
 use crate::Vm;
-use crate::chunk::{Chunk, ChunkHandle as _, PageSet, members};
+use crate::chunk::{Chunk, ChunkHandle as _};
 use crate::extent::{EXTENT_COST, Extent, Place};
 use crate::pageout::grain_of;
+use crate::pageset::{PageSet, members};
 use crate::sync::{Mutex, rank};
 use crate::vm::Shared;
 

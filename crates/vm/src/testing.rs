@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Waker};
 use overspill_slab::Ref;
 use overspill_sys::AlignedBuf;
 
-use crate::chunk::{ChunkHandle as _, PageSet};
+use crate::chunk::ChunkHandle as _;
+use crate::pageset::PageSet;
 use crate::{Io, Object, Step, Vm};
 
 /// Polls `f` to its end; whenever it waits, pageout steps and the store's I/O is done in place.

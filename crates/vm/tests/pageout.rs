@@ -557,3 +557,20 @@ fn neighbouring_reads_are_joined() {
     assert!(requests <= 2, "{requests} requests for four clusters");
     assert!((0..64).all(|page| buf[page * PAGE..][..PAGE].iter().all(|&b| b == page as u8 + 1)));
 }
+
+/// A huge allocation is long work that waits for nothing: it lets others have its thread in between, or two of them would
+/// keep all parked operations from theirs.
+#[test]
+fn a_huge_allocation_lets_others_run() {
+    let (vm, account) = vm_on(mem());
+    let object = vm.object(&account);
+    let mut allocating = Box::pin(object.allocate(0, 16 * 2000));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut turns = 1;
+    while allocating.as_mut().poll(&mut cx).is_pending() {
+        turns += 1;
+    }
+    assert!((4..100).contains(&turns), "{turns} turns for 2,000 chunks");
+    drop(allocating);
+    assert_eq!(object.pages(), 16 * 2000);
+}

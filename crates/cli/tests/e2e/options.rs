@@ -138,3 +138,61 @@ fn other_users_come_in_only_when_let() {
         assert_eq!(ok(&output), "shared");
     }
 }
+
+/// A memory cgroup of version 1; its processes leave it when it goes.
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    fn new(mebibytes: u64) -> Option<Cgroup> {
+        let path = format!("/sys/fs/cgroup/memory/overspill-e2e-{}", std::process::id());
+        std::fs::create_dir(&path).ok()?;
+        let group = Cgroup(path.into());
+        std::fs::write(group.0.join("memory.limit_in_bytes"), (mebibytes << 20).to_string()).ok()?;
+        Some(group)
+    }
+
+    /// Runs a shell line in it.
+    fn sh(&self, line: &str, args: &[&std::ffi::OsStr]) -> std::process::Output {
+        let line = format!(r#"echo $$ > "$1/cgroup.procs" || exit 99; shift; {line}"#);
+        crate::harness::sh(&line, std::iter::once(self.0.as_os_str()).chain(args.iter().copied()))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = std::fs::write("/sys/fs/cgroup/memory/cgroup.procs", pid);
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A budget just under the cgroup's limit is refused, with the most that fits; and that much lives through work that fills
+/// it, in the same group.
+#[test]
+fn root_is_told_the_most_that_a_cgroup_has_room_for() {
+    if !crate::harness::is_root("a cgroup of its own") {
+        return;
+    }
+    let base = crate::harness::scratch();
+    let dir = base.path().join("mnt");
+    std::fs::create_dir(&dir).unwrap();
+    let Some(group) = Cgroup::new(80) else {
+        eprintln!("skipped: no memory cgroup of version 1");
+        return;
+    };
+    let _clean_up = crate::harness::CleanUp(dir.clone());
+    let program = crate::harness::program();
+    let mount = |memory: &str| {
+        let line = r#"exec "$1" mount --memory "$2" --size 1G --log /dev/null --store "$3" "$4""#;
+        let args = [program.as_os_str(), memory.as_ref(), base.path().as_os_str(), dir.as_os_str()];
+        group.sh(line, &args)
+    };
+    crate::harness::refused(&mount("64M"), 7, &["64.0 MiB", "80.0 MiB", "51.0 MiB"]);
+    crate::harness::ok(&mount("51M"));
+    let line = r#"cd "$1" && head -c 150M /dev/urandom > a && for n in 1 2 3; do cp a b && cat a b > /dev/null; done && cmp a b"#;
+    crate::harness::ok(&group.sh(line, &[dir.as_os_str()]));
+    let events = std::fs::read_to_string(group.0.join("memory.oom_control")).unwrap();
+    assert!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
+    crate::harness::ok(&crate::harness::overspill(["umount".as_ref(), dir.as_os_str()]));
+}
