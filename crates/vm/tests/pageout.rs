@@ -533,6 +533,35 @@ fn dead_pages_do_not_keep_the_store() {
     check(&vm, &[&object]);
 }
 
+/// A segment that could not be read when it was to be compacted is compacted when the store can be read again.
+#[test]
+fn compaction_comes_back_to_what_could_not_be_read() {
+    let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
+    let faults = store.faults();
+    let (vm, account) = unpacked_vm_on(Some(Arc::new(store)));
+    let object = vm.object(&account);
+    (0..512).for_each(|page| write(&vm, &object, page, page as u8));
+    evict_all(&vm);
+    // Three pages of four die, everywhere.
+    (0..512).filter(|page| page % 4 != 0).for_each(|page| object.discard(page, page + 1).unwrap());
+    assert!(vm.wants_compaction(), "{:?}", vm.stats());
+    faults.read_error.store(1_000_000, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..40 {
+        assert!(!block_on(&vm, vm.compact()), "compacted what cannot be read");
+    }
+    faults.stop();
+    for turn in 0.. {
+        if !vm.wants_compaction() {
+            break;
+        }
+        assert!(turn < 100, "it never comes back: {:?}", vm.stats());
+        block_on(&vm, vm.compact());
+        evict_all(&vm);
+    }
+    (0..512).filter(|page| page % 4 == 0).for_each(|page| assert_eq!(read(&vm, &object, page), Ok(page as u8)));
+    check(&vm, &[&object]);
+}
+
 /// Reads that lie side by side in the store are one request to it.
 #[test]
 fn neighbouring_reads_are_joined() {
