@@ -9,6 +9,7 @@
 //! - [`log`]: a log that cannot fail its program.
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod driver;
 pub mod log;
 pub mod mount;

@@ -9,9 +9,10 @@ pub use overspill_store::codec::Method;
 use overspill_store::{
     FaultyStore, FileStore, FsKind, IoMode, PerObjectStore, Store, StoreError, check_location,
 };
-use overspill_tmpfs::{FsError, Timestamp, TmpFs, TmpFsConfig};
+use overspill_tmpfs::{FsError, TmpFs, TmpFsConfig};
 use overspill_vm::{PAGE, Vm, VmConfig, VmError};
 
+use crate::clock::KernelClock;
 use crate::driver::{Driver, DriverOptions, StoreIo};
 use crate::place::Place;
 use crate::stats::{self, Fixed};
@@ -252,7 +253,7 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
         mode: options.mode,
         uid: options.uid,
         gid: options.gid,
-        clock: Arc::new(now),
+        clock: Arc::new(KernelClock::new()),
     })?);
     let fixed = Fixed { budget_bytes: options.memory, store_mode };
     let reports = {
@@ -302,13 +303,6 @@ fn protect_daemon() {
     if let Err(error) = overspill_sys::process::set_io_flusher() {
         tracing::info!(%error, "PR_SET_IO_FLUSHER refused: under memory pressure the kernel may make this daemon wait");
     }
-}
-
-/// The clock that the kernel's own stamps are of: it stamps writes where we stamp creations, and other file systems' files.
-/// The exact clock is up to a tick ahead of it, and a file's own times would go backwards.
-fn now() -> Timestamp {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    Timestamp { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) }
 }
 
 /// The most files may hold is what memory and the store's disk could hold, where that is less than `size`: who

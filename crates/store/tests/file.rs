@@ -98,6 +98,20 @@ fn shrinks_when_freed_and_serves_again() {
     assert!(store.usage().file_bytes <= MIB, "{} bytes left", store.usage().file_bytes);
 }
 
+// What was given back to the disk can be had again, to the last block.
+#[test]
+fn punched_space_is_not_lost() {
+    let dir = disk_dir();
+    let store = open(dir.path(), 96 * MIB);
+    for _ in 0..2 {
+        let runs = fill(&store, 96);
+        assert_eq!(allocate(&store, 1, 1), Err(AllocError::Full));
+        runs.into_iter().for_each(|run| store.free(run));
+        settle(&store, false);
+        assert!(store.usage().file_bytes <= MIB, "{} bytes left", store.usage().file_bytes);
+    }
+}
+
 // Punching is rate-limited: a piece a call.
 #[test]
 fn gives_back_at_most_one_piece_a_call() {

@@ -522,3 +522,41 @@ impl Pageout {
 pub(crate) fn grain_of(pages: PageSet) -> Grain {
     if pages == PageSet::MAX { Grain::Fine } else { Grain::Whole }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::{Account, Space, Vm};
+    use std::future::Future as _;
+
+    /// What a helper holds is not on the queues: a pageout that finds nothing must not take that for the end of all memory.
+    #[test]
+    fn nobody_is_refused_while_a_helper_works() {
+        let vm = Vm::new(&VmConfig::new(4 << 20), None).unwrap();
+        let object = vm.object(&Account::new(1 << 20));
+        // Nothing can leave memory, so this one waits for it.
+        let mut word = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
+            word.to_le_bytes()[3]
+        });
+        let data: Vec<u8> = noise.take(5 << 20).collect();
+        let mut writing = Box::pin(object.write(0, &data, Space::Normal));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(writing.as_mut().poll(&mut cx).is_pending());
+        let pageout = &vm.0.pageout();
+        pageout.helping.fetch_add(1, Ordering::AcqRel);
+        for _ in 0..1000 {
+            vm.pageout();
+            assert!(writing.as_mut().poll(&mut cx).is_pending(), "refused while a helper is at work");
+        }
+        // It ends, with nothing to show.
+        pageout.helping.fetch_sub(1, Ordering::AcqRel);
+        for _ in 0..1000 {
+            vm.pageout();
+        }
+        assert!(writing.as_mut().poll(&mut cx).is_ready(), "left waiting for ever");
+    }
+}

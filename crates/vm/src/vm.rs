@@ -143,6 +143,11 @@ impl Shared {
         self.space.as_ref().and_then(|space| space.sparse_segment())
     }
 
+    #[cfg(test)]
+    pub(crate) fn pageout(&self) -> &Pageout {
+        &self.pageout
+    }
+
     pub(crate) fn tier(&self) -> &Arc<Tier> {
         &self.pageout.tier
     }
@@ -426,9 +431,8 @@ impl Vm {
     /// Ends a write.
     pub fn complete_write(&self, io: crate::WriteIo, result: std::io::Result<()>) {
         self.0.pageout.complete(&self.0, io, result);
-        if self.0.budget.below_low() {
-            self.0.signals().pageout_wanted();
-        }
+        // It waited for this, or has come to rest meanwhile and is asked once more than it need be.
+        self.0.signals().pageout_wanted();
     }
 
     /// Ends a read with the bytes read, [`ReadIo::len`] of them. Unpacks them here, on the driver's thread.

@@ -10,7 +10,7 @@ use overspill_store::{AllocError, FaultyStore, MemStore, Run, Store, Usage};
 use overspill_vm::testing::{
     block_on, check, evict_all, pass_time, perform, run_once, settle, stored_live_bytes,
 };
-use overspill_vm::{Account, Io, Object, PAGE, Space, Step, Vm, VmConfig, VmError};
+use overspill_vm::{Account, Io, Object, PAGE, Signals, Space, Step, Vm, VmConfig, VmError};
 
 fn vm_on(store: Option<Arc<dyn Store>>) -> (Vm, Arc<Account>) {
     let vm = Vm::new(&VmConfig::new(8 << 20), store).unwrap();
@@ -558,7 +558,9 @@ fn compaction_comes_back_to_what_could_not_be_read() {
         block_on(&vm, vm.compact());
         evict_all(&vm);
     }
-    (0..512).filter(|page| page % 4 == 0).for_each(|page| assert_eq!(read(&vm, &object, page), Ok(page as u8)));
+    (0..512)
+        .filter(|page| page % 4 == 0)
+        .for_each(|page| assert_eq!(read(&vm, &object, page), Ok(page as u8)));
     check(&vm, &[&object]);
 }
 
@@ -602,4 +604,35 @@ fn a_huge_allocation_lets_others_run() {
     assert!((4..100).contains(&turns), "{turns} turns for 2,000 chunks");
     drop(allocating);
     assert_eq!(object.pages(), 16 * 2000);
+}
+
+/// Whether pageout was asked for.
+#[derive(Default)]
+struct Asked(std::sync::atomic::AtomicBool);
+
+impl Signals for Asked {
+    fn pageout_wanted(&self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn reads_ready(&self) {}
+    fn writes_ready(&self) {}
+    fn alarm(&self, _at: u64) {}
+}
+
+/// An eager pageout is asked for by every write; one that is not, only by those that run short.
+#[test]
+fn an_eager_pageout_hears_of_every_write() {
+    let (vm, account) = vm_on(mem());
+    let asked = Arc::new(Asked::default());
+    vm.set_signals(asked.clone());
+    let object = vm.object(&account);
+    let was_asked = || asked.0.swap(false, std::sync::atomic::Ordering::Relaxed);
+    write(&vm, &object, 0, 1);
+    assert!(!was_asked());
+    vm.set_eager(true);
+    assert!(was_asked());
+    while vm.pageout() == Step::Worked {}
+    was_asked();
+    write(&vm, &object, 1, 1);
+    assert!(was_asked(), "nobody told an eager pageout of a write");
 }

@@ -107,7 +107,6 @@ impl Driver {
             };
             thread::yield_now();
             perform(vm, io);
-            self.pageout_wanted();
         }
     }
 }

@@ -345,6 +345,13 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     fault(
         "wake-up",
+        "pageout does not hear that a write has ended",
+        VM,
+        "        // It waited for this, or has come to rest meanwhile and is asked once more than it need be.\n        self.0.signals().pageout_wanted();\n",
+        "",
+    ),
+    fault(
+        "wake-up",
         "an eager pageout does not hear of writes",
         VM,
         "        if self.pageout.eager.load(Ordering::Relaxed) {\n            self.signals().pageout_wanted();\n        }",
@@ -429,20 +436,6 @@ pub(super) const FAULTS: &[Fault] = &[
         "crates/overspill/src/driver/upkeep.rs",
         "        wakeups.pageout.set();\n",
         "",
-    ),
-    fault(
-        "wake-up",
-        "pageout does not hear that a ring's write has ended",
-        "crates/overspill/src/driver/ring.rs",
-        "                vm.complete_write(write, Ok(()));\n                wakeups.pageout.set();",
-        "                vm.complete_write(write, Ok(()));",
-    ),
-    fault(
-        "wake-up",
-        "pageout does not hear that a thread's write has ended",
-        "crates/overspill/src/driver/threads.rs",
-        "                perform_write(vm, write);\n                wakeups.pageout.set();",
-        "                perform_write(vm, write);",
     ),
     // Parked requests.
     fault(

@@ -18,9 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Plants faults and says which are found.
 #[derive(Debug, clap::Args)]
 pub(crate) struct MutantsArgs {
-    /// Only faults whose name contains this.
-    #[arg(default_value = "")]
-    name: String,
+    /// Only faults whose name contains one of these [default: all]
+    names: Vec<String>,
     /// Only say which there are, and that each can be planted.
     #[arg(long)]
     list: bool,
@@ -29,7 +28,10 @@ pub(crate) struct MutantsArgs {
 /// # Errors
 /// The faults that nobody found, or that cannot be planted any more.
 pub(crate) fn run(args: &MutantsArgs) -> Result<(), String> {
-    let faults: Vec<&Fault> = FAULTS.iter().filter(|fault| fault.name.contains(&args.name)).collect();
+    let is_asked = |fault: &&Fault| {
+        args.names.is_empty() || args.names.iter().any(|name| fault.name.contains(name.as_str()))
+    };
+    let faults: Vec<&Fault> = FAULTS.iter().filter(is_asked).collect();
     for fault in &faults {
         planted(&root(), fault)?;
         if args.list {
@@ -41,7 +43,8 @@ pub(crate) fn run(args: &MutantsArgs) -> Result<(), String> {
     }
     let copy = Copy::new()?;
     println!("mutants: the suites must pass before anything is planted");
-    for suite in Suite::ALL {
+    let is_wanted = |suite: &Suite| faults.iter().any(|fault| fault.suites().contains(suite));
+    for suite in Suite::ALL.into_iter().filter(is_wanted) {
         if !copy.passes(suite)? {
             return Err(format!("{suite:?} fails with nothing planted"));
         }

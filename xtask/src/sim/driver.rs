@@ -174,11 +174,7 @@ impl Driver {
             return;
         }
         let (_, io) = self.at_store.swap_remove(due[rng.random_range(0..due.len())]);
-        let is_write = matches!(io, Io::Write(_));
         perform(&self.vm, io);
-        if is_write {
-            self.heard.pageout_wanted();
-        }
     }
 
     /// Whether any of them can do something now, or will by itself when time passes. If not, only a client can.

@@ -181,12 +181,12 @@ fn a_failed_start_leaves_no_mount() {
             mebibytes << 10
         );
         let output = sh(&line, [program().as_os_str(), dir.as_os_str()]);
-        if output.status.success() {
-            ok(&overspill(["umount".as_ref(), dir.as_os_str()]));
-        } else {
-            failed += 1;
-            assert_eq!(mountinfo(&dir), [""; 0], "ulimit -{flag} {mebibytes} MiB: {}", stderr(&output));
+        // It may have started, and its transport's threads then found no memory: that ends the mount too.
+        if output.status.success() && overspill(["umount".as_ref(), dir.as_os_str()]).status.success() {
+            continue;
         }
+        failed += 1;
+        assert_eq!(mountinfo(&dir), [""; 0], "ulimit -{flag} {mebibytes} MiB: {}", stderr(&output));
     }
     assert!(failed >= 5, "only {failed} starts failed");
 }

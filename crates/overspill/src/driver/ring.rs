@@ -36,7 +36,6 @@ pub(super) fn write_again(vm: &Vm, wakeups: &Wakeups) {
     while !wakeups.stopped() {
         if let Some(write) = wakeups.writes_again.next(&wakeups.late) {
             perform_write(vm, write);
-            wakeups.pageout.set();
         }
     }
 }
@@ -158,7 +157,6 @@ impl UnderWay {
                     return wakeups.writes_again.push(write);
                 }
                 vm.complete_write(write, Ok(()));
-                wakeups.pageout.set();
             }
         }
     }

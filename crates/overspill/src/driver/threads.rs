@@ -24,7 +24,6 @@ pub(super) fn run_store(vm: &Vm, wakeups: &Wakeups) {
                     wakeups.store.set();
                 }
                 perform_write(vm, write);
-                wakeups.pageout.set();
                 true
             }
             None => wakeups.store.wait(AT_MOST),

@@ -108,3 +108,24 @@ pub(super) fn run_upkeep(vm: &Vm, wakeups: &Wakeups, memory: Option<usize>, mut 
         compactor.look(vm);
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use overspill_store::MemStore;
+    use overspill_vm::VmConfig;
+
+    /// Pageout waits for an answer: it hears of it, once for each question.
+    #[test]
+    fn pageout_hears_of_space_that_was_prepared() {
+        let store = Arc::new(MemStore::unprepared(1 << 16));
+        let vm = Vm::new(&VmConfig::new(4 << 20), Some(store.clone())).unwrap();
+        let wakeups = Wakeups::new();
+        assert!(!answers_pageout(&vm, &wakeups) && !wakeups.pageout.is_set());
+        wakeups.ask_for_space();
+        assert!(wakeups.upkeep.is_set(), "nobody told upkeep");
+        assert!(answers_pageout(&vm, &wakeups) && wakeups.pageout.is_set());
+        assert!(overspill_store::Store::allocate(&*store, 1, 1).is_ok(), "nothing was prepared");
+        assert!(!answers_pageout(&vm, &wakeups), "asked once, answered twice");
+    }
+}

@@ -288,8 +288,8 @@ mod model {
     fn explore(scenario: fn()) {
         let mut config = Config::new();
         config.silence_warnings = true;
-        Runner::new(RandomScheduler::new(2000), config.clone()).run(scenario);
-        Runner::new(PctScheduler::new(3, 2000), config).run(scenario);
+        Runner::new(RandomScheduler::new(20_000), config.clone()).run(scenario);
+        Runner::new(PctScheduler::new(3, 20_000), config).run(scenario);
     }
 
     /// A store, as the threads that serve it see it: requests by kind, and how many have ended.
@@ -299,6 +299,10 @@ mod model {
         ended: AtomicUsize,
         all_ended: Event,
         stop: AtomicBool,
+        /// The first request ends only when all others have.
+        first_hangs: bool,
+        taken: AtomicUsize,
+        kernels: Mutex<Vec<Kernel>>,
     }
 
     const KINDS: [u8; 2] = [READS, WRITES];
@@ -322,13 +326,15 @@ mod model {
         }
     }
 
-    /// A thread with room for one request of each kind, or of one alone.
+    /// A thread with room for some requests of each kind.
     struct Ring {
         store: Arc<Store>,
         kernel: Kernel,
         room: [usize; 2],
         under_way: [usize; 2],
         all: usize,
+        /// It has the request that hangs.
+        hangs: bool,
     }
 
     impl Worker for Ring {
@@ -337,6 +343,8 @@ mod model {
                 while self.room[kind] > 0 && self.store.take(kind) {
                     self.room[kind] -= 1;
                     self.under_way[kind] += 1;
+                    self.hangs |=
+                        self.store.first_hangs && self.store.taken.fetch_add(1, Ordering::SeqCst) == 0;
                 }
             }
         }
@@ -351,6 +359,10 @@ mod model {
         }
 
         fn wait(&mut self, is_up: &dyn Fn()) {
+            if self.hangs && self.store.ended.load(Ordering::SeqCst) + 1 < self.all {
+                self.kernel.0.wait(AT_MOST);
+                return is_up();
+            }
             let ends = (0..2).find(|&kind| self.under_way[kind] > 0);
             // A completion wakes as well as a bell does; a request at the store ends some time.
             if ends.is_none() {
@@ -363,51 +375,75 @@ mod model {
                 if self.store.ended.fetch_add(1, Ordering::SeqCst) + 1 == self.all {
                     self.store.all_ended.set();
                 }
+                self.store.kernels.lock().unwrap().iter().for_each(Waker::wake);
             }
         }
     }
 
-    /// Requests of both kinds, made by two threads while two others come and go to sleep: all of them are served.
+    /// A thread that serves, with room for one read and for so many writes.
+    fn start(
+        store: &Arc<Store>,
+        bells: &Arc<Bells<Kernel>>,
+        writes: usize,
+        all: usize,
+    ) -> thread::JoinHandle<()> {
+        let (store, bells) = (store.clone(), bells.clone());
+        thread::spawn(move || {
+            let kernel = Kernel::default();
+            store.kernels.lock().unwrap().push(kernel.clone());
+            let bell = bells.add(kernel.clone()).unwrap();
+            let (room, under_way) = ([1, writes], [0; 2]);
+            let mut ring = Ring { store: store.clone(), kernel, room, under_way, all, hangs: false };
+            serve(&bells, bell, &mut ring, || store.stop.load(Ordering::SeqCst));
+        })
+    }
+
+    fn end(store: &Store, bells: &Bells<Kernel>, all: usize, threads: Vec<thread::JoinHandle<()>>) {
+        store.all_ended.wait(AT_MOST);
+        assert_eq!(store.ended.load(Ordering::SeqCst), all);
+        store.stop.store(true, Ordering::SeqCst);
+        bells.ring_all();
+        store.kernels.lock().unwrap().iter().for_each(Waker::wake);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    /// Requests of both kinds, made by two threads while one or two others come and go to sleep: all of them are served.
     #[test]
     fn every_request_finds_a_thread() {
         explore(|| {
             const EACH: usize = 2;
             let store = Arc::new(Store::default());
             let bells = Arc::new(Bells::<Kernel>::default());
-            let rings: Vec<_> = (0..RINGS)
-                .map(|_| {
-                    let (store, bells) = (store.clone(), bells.clone());
-                    let writes = thread_rng().gen_range(0..2);
-                    thread::spawn(move || {
-                        let kernel = Kernel::default();
-                        let bell = bells.add(kernel.clone()).unwrap();
-                        let mut ring = Ring {
-                            store: store.clone(),
-                            kernel,
-                            room: [1, 1 + writes],
-                            under_way: [0; 2],
-                            all: 2 * EACH,
-                        };
-                        serve(&bells, bell, &mut ring, || store.stop.load(Ordering::SeqCst));
-                    })
+            let rings = thread_rng().gen_range(1..=RINGS);
+            let mut threads: Vec<_> =
+                (0..rings).map(|_| start(&store, &bells, thread_rng().gen_range(1..3), 2 * EACH)).collect();
+            threads.extend((0..2).map(|kind: usize| {
+                let (store, bells) = (store.clone(), bells.clone());
+                thread::spawn(move || {
+                    for _ in 0..EACH {
+                        store.queued.lock().unwrap()[kind] += 1;
+                        bells.ring(KINDS[kind]);
+                    }
                 })
-                .collect();
-            let clients: Vec<_> = (0..2)
-                .map(|kind: usize| {
-                    let (store, bells) = (store.clone(), bells.clone());
-                    thread::spawn(move || {
-                        for _ in 0..EACH {
-                            store.queued.lock().unwrap()[kind] += 1;
-                            bells.ring(KINDS[kind]);
-                        }
-                    })
-                })
-                .collect();
-            store.all_ended.wait(AT_MOST);
-            assert_eq!(store.ended.load(Ordering::SeqCst), 2 * EACH);
-            store.stop.store(true, Ordering::SeqCst);
-            bells.ring_all();
-            clients.into_iter().chain(rings).for_each(|thread| thread.join().unwrap());
+            }));
+            end(&store, &bells, 2 * EACH, threads);
+        });
+    }
+
+    /// Two reads and one ring, as of an operation that held them back: where the thread that was rung has room for one, and that
+    /// one hangs, the other is not left to it.
+    #[test]
+    fn no_request_waits_for_a_thread_without_room() {
+        explore(|| {
+            let store = Arc::new(Store { first_hangs: true, ..Store::default() });
+            let bells = Arc::new(Bells::<Kernel>::default());
+            let mut threads: Vec<_> = (0..RINGS).map(|_| start(&store, &bells, 1, 2)).collect();
+            let (client, ring) = (store.clone(), bells.clone());
+            threads.push(thread::spawn(move || {
+                client.queued.lock().unwrap()[0] += 2;
+                ring.ring(READS);
+            }));
+            end(&store, &bells, 2, threads);
         });
     }
 
