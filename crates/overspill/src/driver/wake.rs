@@ -49,10 +49,18 @@ impl Event {
         std::mem::take(&mut *guard)
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        *self.lock()
+    /// Whether it is set, or is so after this time at the latest.
+    pub(super) fn becomes_set(&self, at_most: Duration) -> bool {
+        let (guard, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), at_most, |set| !*set)
+            .unwrap_or_else(PoisonError::into_inner);
+        *guard
     }
 }
+
+/// Whoever makes work signals after it has made it: so late a signal may still come.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// Counts the times that a thread found work which nobody had woken it for, after it had waited as long as it ever does:
 /// each is a signal that was lost.
@@ -62,8 +70,7 @@ pub(super) struct Late(std::sync::atomic::AtomicU64);
 impl Late {
     /// A thread has waited (`woken`: and was woken) and now found work, or none.
     pub(super) fn look(&self, woken: bool, found: bool, event: &Event) {
-        // What was signalled just now did not come too late.
-        if !woken && found && !event.is_set() {
+        if !woken && found && !event.becomes_set(ON_ITS_WAY) {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
     }
