@@ -23,13 +23,13 @@ pub(crate) struct SpillArgs {
     /// The disk that stores, swap files and ext4 are on
     #[arg(long, value_enum, default_value = "fast")]
     disk: DiskArg,
-    /// Limit of the memory group [default: 512m, quick: 96m]
+    /// Limit of the memory group [default: 512m, quick: 256m]
     #[arg(long, value_name = "SIZE")]
     cgroup: Option<Size>,
     /// Memory of ours, within the group [default: three quarters of the group]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
-    /// Bytes of the file [default: 2g, quick: 256m]
+    /// Bytes of the file [default: 2g, quick: 384m]
     #[arg(long, value_name = "SIZE")]
     data: Option<Size>,
     /// Mount and use ours as this user, who may not raise what the kernel holds dirty for it
@@ -102,7 +102,7 @@ struct Amounts {
 pub(crate) fn run(args: &SpillArgs) -> Outcome<()> {
     let common = &args.common;
     let (group, data, seconds) =
-        if common.quick { (96 * MIB, 256 * MIB, 0.5) } else { (512 * MIB, 2 * GIB, 5.0) };
+        if common.quick { (256 * MIB, 384 * MIB, 0.5) } else { (512 * MIB, 2 * GIB, 5.0) };
     let group = args.cgroup.map_or(group, |s| s.0);
     let amounts = Amounts {
         group,
