@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{Errno, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, WriteFlags as Fuse};
-use overspill_tmpfs::{Caller, FallocateMode, FsError, SeekTo, SetAttr, WriteFlags};
+use overspill_tmpfs::{Caller, FallocateMode, FsError, SeekTo, SetAttr, StaleAttributes, WriteFlags};
 
 use crate::convert::{self, FOREVER, errno};
 use crate::server::Server;
@@ -78,10 +78,13 @@ impl Server {
     }
 
     /// Has the kernel drop attributes that an operation on data made untrue. Before that is answered: whoever waits for the
-    /// answer may look at once, or run what is not set-id any more.
+    /// answer may look at once, or run what is not set-id any more. Only the blocks of a file that is written all the time may
+    /// be a moment late.
     fn tell_changes(&self, ino: u64) {
-        if self.fs.has_stale_attributes(ino) {
-            self.kernel.drop_attributes_now(ino);
+        match self.fs.stale_attributes(ino) {
+            StaleAttributes::None => {}
+            StaleAttributes::Blocks => self.kernel.drop_attributes_in_turn(ino),
+            StaleAttributes::Mode => self.kernel.drop_attributes_now(ino),
         }
     }
 

@@ -2,8 +2,9 @@
 //! back what is dirty in it, through us, and waits for reads in flight.
 
 use std::collections::HashSet;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 
@@ -12,6 +13,18 @@ enum Ask {
     WriteBack(u64, Box<dyn FnOnce() + Send>),
     /// Drop what is in `stale`.
     DropStale,
+    /// The turn of `turns` has begun.
+    Turn,
+}
+
+/// How often attributes of one file are dropped: each time costs its writer a round trip.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Files whose attributes were dropped in this turn, and those of them whose turn comes again when it ends.
+#[derive(Default)]
+struct Turns {
+    had: HashSet<u64>,
+    wait: HashSet<u64>,
 }
 
 /// What the kernel should forget, each once however often it was asked for.
@@ -24,6 +37,7 @@ struct Stale {
 pub(crate) struct Kernel {
     asks: Sender<Ask>,
     stale: Arc<Mutex<Stale>>,
+    turns: Arc<Mutex<Turns>>,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -34,9 +48,10 @@ impl Kernel {
         let (asks, asked) = channel();
         let stale = Arc::new(Mutex::new(Stale::default()));
         let notifier = Arc::new(OnceLock::new());
-        let (theirs, n) = (stale.clone(), notifier.clone());
-        overspill_sys::process::spawn_or_die("kernel", move || run(&asked, &theirs, &n))?;
-        Ok(Kernel { asks, stale, notifier })
+        let turns = Arc::new(Mutex::new(Turns::default()));
+        let (theirs, t, n) = (stale.clone(), turns.clone(), notifier.clone());
+        overspill_sys::process::spawn_or_die("kernel", move || run(&asked, &theirs, &t, &n))?;
+        Ok(Kernel { asks, stale, turns, notifier })
     }
 
     pub(crate) fn connect(&self, notifier: Notifier) {
@@ -69,6 +84,21 @@ impl Kernel {
         forget(&self.notifier, ino, ATTRIBUTES);
     }
 
+    /// The same, but for a file whose attributes were dropped just now: those are when [`TURN`] has passed.
+    pub(crate) fn drop_attributes_in_turn(&self, ino: u64) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = turns.had.is_empty();
+        if !turns.had.insert(ino) {
+            turns.wait.insert(ino);
+            return;
+        }
+        drop(turns);
+        if begins {
+            let _ = self.asks.send(Ask::Turn);
+        }
+        self.drop_attributes_now(ino);
+    }
+
     fn drop_soon(&self, insert: impl FnOnce(&mut Stale) -> bool) {
         let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
         let first = stale.data.is_empty() && stale.attributes.is_empty();
@@ -91,18 +121,32 @@ fn forget(notifier: &OnceLock<Notifier>, ino: u64, from: i64) {
     }
 }
 
-fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, notifier: &OnceLock<Notifier>) {
-    while let Ok(ask) = asked.recv() {
+fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, notifier: &OnceLock<Notifier>) {
+    let mut turn_ends: Option<Instant> = None;
+    loop {
+        if turn_ends.is_some_and(|end| end <= Instant::now()) {
+            turn_ends = None;
+            // The next change of any of them is told at once again.
+            let turns = std::mem::take(&mut *turns.lock().unwrap_or_else(PoisonError::into_inner));
+            turns.wait.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
+        }
+        let ask = match turn_ends {
+            None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(end) => asked.recv_timeout(end.saturating_duration_since(Instant::now())),
+        };
         match ask {
-            Ask::WriteBack(ino, then) => {
+            Ok(Ask::WriteBack(ino, then)) => {
                 forget(notifier, ino, ALL);
                 then();
             }
-            Ask::DropStale => {
+            Ok(Ask::DropStale) => {
                 let stale = std::mem::take(&mut *stale.lock().unwrap_or_else(PoisonError::into_inner));
                 stale.attributes.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
                 stale.data.into_iter().for_each(|ino| forget(notifier, ino, ALL));
             }
+            Ok(Ask::Turn) => turn_ends = Some(Instant::now() + TURN),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

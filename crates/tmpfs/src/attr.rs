@@ -3,7 +3,7 @@
 use crate::error::FsError;
 use crate::fs::TmpFs;
 use crate::inode::{CAPABILITY, Inode};
-use crate::types::{Attr, Caller, MODE_BITS, SetAttr, SetTime, Timestamp};
+use crate::types::{Attr, Caller, MODE_BITS, SetAttr, SetTime, StaleAttributes, Timestamp};
 
 /// How old an access time may grow, by the rule of relatime: a day.
 const RELATIME_SECONDS: i64 = 24 * 60 * 60;
@@ -17,11 +17,10 @@ impl TmpFs {
         Ok(self.inode(ino)?.attr())
     }
 
-    /// Whether an operation on a file's data has changed attributes that were handed out: set-id bits cleared, blocks come or
-    /// gone. Whoever keeps a copy must drop it before the operation is answered. Until attributes are handed out again the
-    /// answer is no.
-    pub fn has_stale_attributes(&self, ino: u64) -> bool {
-        self.inode(ino).is_ok_and(|inode| inode.has_stale_attributes())
+    /// What an operation on a file's data has changed of attributes that were handed out. Whoever keeps a copy must drop it.
+    /// Until attributes are handed out again the answer is nothing.
+    pub fn stale_attributes(&self, ino: u64) -> StaleAttributes {
+        self.inode(ino).map_or(StaleAttributes::None, |inode| inode.stale_attributes())
     }
 
     /// Changes attributes. A size, which may have to wait, is set first; if that fails nothing else is changed.

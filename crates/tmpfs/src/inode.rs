@@ -15,7 +15,7 @@ use crate::error::FsError;
 use crate::lost::Lost;
 use crate::sync::lock;
 use crate::table::Slot;
-use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, Timestamp};
+use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, StaleAttributes, Timestamp};
 
 /// What a directory's size grows by for each entry.
 const ENTRY_SIZE: u64 = 20;
@@ -60,7 +60,7 @@ pub(crate) struct File {
     lost: Mutex<Lost>, // g, as the size
     /// A write was given up half way: bytes of it may lie beyond the end of the file, where zeros are promised.
     pub(crate) has_remains: AtomicBool,
-    /// The mode and the count of pages that attributes showed last, packed; see [`Inode::has_stale_attributes`].
+    /// The mode and the count of pages that attributes showed last, packed; see [`Inode::stale_attributes`].
     shown: AtomicU64,
 }
 
@@ -286,14 +286,20 @@ impl Inode {
         }
     }
 
-    /// Whether attributes were handed out that are no longer true, for once: until they are handed out again the answer is no.
-    pub(crate) fn has_stale_attributes(&self) -> bool {
-        let Node::File(file) = &self.node else { return false };
+    /// What of the attributes that were handed out is no longer true, for once: until they are handed out again, nothing.
+    pub(crate) fn stale_attributes(&self) -> StaleAttributes {
+        let Node::File(file) = &self.node else { return StaleAttributes::None };
         let now = shown(self.pages(), self.meta().mode);
         let before = file.shown.load(Ordering::SeqCst);
-        before != NOTHING_SHOWN
-            && before != now
-            && file.shown.compare_exchange(before, NOTHING_SHOWN, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        let exchange = (Ordering::SeqCst, Ordering::SeqCst);
+        if before == NOTHING_SHOWN
+            || before == now
+            || file.shown.compare_exchange(before, NOTHING_SHOWN, exchange.0, exchange.1).is_err()
+        {
+            return StaleAttributes::None;
+        }
+        let mode = u64::from(MODE_BITS);
+        if before & mode == now & mode { StaleAttributes::Blocks } else { StaleAttributes::Mode }
     }
 }
 

@@ -33,7 +33,7 @@ pub use error::FsError;
 pub use fs::{TmpFs, TmpFsConfig};
 pub use types::{
     Attr, Caller, Clock, DirEntry, FallocateMode, FileKind, FsStats, Orphans, RenameMode, SeekTo, SetAttr,
-    SetTime, StatFs, Timestamp, WriteFlags, XattrMode,
+    SetTime, StaleAttributes, StatFs, Timestamp, WriteFlags, XattrMode,
 };
 
 /// The root directory's inode number.

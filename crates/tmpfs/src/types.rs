@@ -115,6 +115,17 @@ pub struct Attr {
     pub btime: Timestamp,
 }
 
+/// What an operation on a file's data has made untrue of attributes that were handed out before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StaleAttributes {
+    /// Nothing.
+    None,
+    /// The count of blocks.
+    Blocks,
+    /// The mode: set-id bits are gone.
+    Mode,
+}
+
 /// On whose behalf an operation is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Caller {
