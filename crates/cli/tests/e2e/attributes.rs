@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Mount, noise, ok, python, run, scratch};
+use crate::harness::{Mount, eventually, noise, ok, python, run, scratch};
 
 fn mtime(path: &Path) -> (i64, i64) {
     let metadata = fs::symlink_metadata(path).unwrap();
@@ -88,8 +88,7 @@ fn a_file_being_written_has_blocks() {
         rustix::fs::fsync(&file).unwrap();
         assert!(blocks() >= before, "fewer blocks than it had");
         // Of a file that is written all the time the count may be a moment late.
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        assert_eq!(blocks(), mebibytes << 11, "after fsync of {mebibytes} MiB; it showed {before} before");
+        eventually("all blocks", || blocks() == mebibytes << 11);
     }
     assert!(backup(to.path()) == fs::read(&path).unwrap(), "the backup has other bytes than the file");
     // A file that was long and empty when somebody looked, and has data in its middle now.
