@@ -108,7 +108,7 @@ fn memory_and_size(asked: &Requested, machine: Memory) -> Result<(u64, u64), Err
     Ok((memory, size.unwrap_or(memory.saturating_mul(4))))
 }
 
-/// What the kernel charges to our cgroup beside the daemon's own memory: pages of ours that it holds dirty and cannot drop
+/// The kernel charges more to our cgroup than the daemon's own memory: pages of ours that it holds dirty and cannot drop
 /// before we have taken them, inodes and names, stacks and page tables. Measured with daemon and work in one group of version 1:
 /// 64 MiB of memory were killed in 72, lived in 76 and were never short in 96; 256 MiB stood still in 270.
 fn kernels_share(memory: u64) -> u64 {

@@ -1,4 +1,4 @@
-//! What the program says on stderr. A reader that has gone is no reason to fail: `eprintln!` would panic.
+//! Messages on stderr. A reader that has gone is no reason to fail: `eprintln!` would panic.
 
 use std::io::Write as _;
 

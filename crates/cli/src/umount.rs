@@ -87,7 +87,7 @@ pub(crate) fn detach(mountpoint: &Path) -> Result<(), Error> {
 pub(crate) fn clear_if_dead(mountpoint: &Path) {
     let Ok(mount) = read_mounts().and_then(|mounts| find(&mounts, mountpoint)) else { return };
     if matches!(probe(&mount), Probe::Dead) {
-        // What is left then is what `overspill umount` is for; the caller has worse to report.
+        // Should it fail, `overspill umount` clears it; the caller has worse to report.
         let _ = clear(&mount, Caller::current());
     }
 }

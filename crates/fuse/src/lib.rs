@@ -139,7 +139,7 @@ pub fn mount(
         lasting_orphans: AtomicU64::new(0),
         evict: AtomicBool::new(options.evict),
     });
-    // What can fail for want of threads comes before there is a mount to clear away.
+    // Threads can be refused: they come before there is a mount to clear away.
     let stop = Arc::new(AtomicBool::new(false));
     let (mounted, is_mounted) = channel();
     let watch = {

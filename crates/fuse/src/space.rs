@@ -131,7 +131,7 @@ impl Space {
         self.asks_instead.load(Ordering::Relaxed) && is_full
     }
 
-    /// Whether a kind of space is so short that what the kernel holds dirty might not find room: pages, metadata, or a store
+    /// Space of some kind is so short that what the kernel holds dirty might not find room: pages, metadata, or a store
     /// that takes them.
     fn is_near(&self, fs: &TmpFs) -> bool {
         self.is_short(fs, self.near())

@@ -50,6 +50,17 @@ fn for_nobody() -> tempfile::TempDir {
     base
 }
 
+/// Mounts that nobody's run leaves below a directory when it has to be killed.
+struct Below<'a>(&'a Path);
+
+impl Drop for Below<'_> {
+    fn drop(&mut self) {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        points.filter(|point| point.starts_with(self.0)).for_each(|point| drop(CleanUp(point.to_owned())));
+    }
+}
+
 fn as_nobody(base: &Path, program: &str) -> Command {
     let mut command = Command::new(base.join(program));
     let home = base.join("home");
@@ -70,6 +81,7 @@ fn root_repeats_it_as_nobody() {
         return;
     };
     let base = for_nobody();
+    let _below = Below(base.path());
     let mut command = as_nobody(base.path(), "e2e");
     // Root's run of these says the same at greater length.
     command.args(["--test-threads=2", "--skip=root_", "--skip=sixteen", "--skip=two_fillers"]);

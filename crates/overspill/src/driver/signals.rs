@@ -83,7 +83,7 @@ impl Wakeups {
         self.upkeep.set();
     }
 
-    /// Whether pageout waits for space; takes the question.
+    /// Takes pageout's question for space, if there is one.
     pub(super) fn takes_question(&self) -> bool {
         self.wants_space.swap(false, Ordering::AcqRel)
     }

@@ -49,7 +49,7 @@ impl Event {
         std::mem::take(&mut *guard)
     }
 
-    /// Whether it is set, or is so after this time at the latest.
+    /// Waits until it is set, but not longer than this, and leaves it set. Says whether it is.
     pub(super) fn becomes_set(&self, at_most: Duration) -> bool {
         let (guard, _) = self
             .changed
