@@ -234,7 +234,7 @@ mod model {
         }
     }
 
-    /// What an operation waits for.
+    /// Opens once; an operation waits for it.
     #[derive(Clone, Default)]
     struct Gate(Shared<Mutex<(bool, Option<Waker>)>>);
 

@@ -1,7 +1,7 @@
 //! A log that cannot fail its program.
 //!
-//! Whoever logs puts a line into a queue of bounded length and goes on: it waits for nobody, and never hears of a file that
-//! is full, a disk that hangs or a reader that has gone. A thread of its own writes the lines. What could not be queued or
+//! A thread that logs puts its line into a queue of bounded length and goes on: it waits for nobody, and never hears of a file
+//! that is full, a disk that hangs or a reader that has gone. A thread of its own writes the lines. What could not be queued or
 //! written is counted ([`lost_lines`]), and `stats` shows it.
 //!
 //! A line stays one line: what names contain (newlines, escape sequences) is written as `\n`, `\u{1b}` and so on.
@@ -118,7 +118,7 @@ fn one_line(text: &[u8]) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// Whether a terminal shows it as one character, where it stands.
+/// A terminal shows a plain character as one, where it stands.
 fn is_plain(character: char) -> bool {
     // Direction marks and line separators reorder or break a line without being control characters.
     !character.is_control()

@@ -406,8 +406,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "wake-up",
         "a full thread rings no other",
         WAKE,
-        "                bells.ring(kind);\n            }\n        }\n        // Whoever",
-        "            }\n        }\n        // Whoever",
+        "                bells.ring(kind);\n            }\n        }\n        // A thread that makes a request",
+        "            }\n        }\n        // A thread that makes a request",
     ),
     fault(
         "wake-up",

@@ -113,7 +113,7 @@ fn the_last_possible_byte_is_kept() {
     assert_eq!(byte, *b"x");
 }
 
-/// What O_DIRECT has written by AIO is what buffered readers see from then on: the kernel's cache keeps no old bytes.
+/// Buffered readers see the bytes that O_DIRECT has written by AIO: the kernel's cache keeps no old ones.
 #[test]
 fn buffered_readers_see_what_aio_wrote() {
     let program = r#"

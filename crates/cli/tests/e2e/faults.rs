@@ -124,7 +124,7 @@ fn reads_of_a_hung_store_time_out_and_stop_nobody_else() {
             }
         }
     }
-    // What hangs in the store keeps the daemon from ending by itself.
+    // A read that hangs in the store keeps the daemon from ending by itself.
     ok(&overspill(["umount".as_ref(), "--force".as_ref(), mount.dir.as_os_str()]));
     kill(mount.pid, rustix::process::Signal::KILL);
     for mut reader in readers {

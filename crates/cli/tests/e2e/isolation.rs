@@ -1,4 +1,4 @@
-//! What a mount keeps of its caller, and what others can see, forge or use up: nothing that is not theirs.
+//! Isolation: a mount keeps nothing of its caller, and other users can see, forge or use up nothing that is not theirs.
 
 use std::fs;
 use std::io::Read as _;

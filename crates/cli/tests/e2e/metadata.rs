@@ -64,6 +64,6 @@ fn df_shows_the_inodes_that_can_still_be_made() {
     }
     let (left, percent) = df();
     assert!(left < free / 20 && percent >= 95, "{left} free, {percent}% used after {made} files");
-    // What was promised is about what could be made; slabs and the process's own growth take their part of it.
+    // The promise is about right; slabs and the process's own growth take their part of the memory.
     assert!(made * 2 >= free && made <= free * 2, "{made} made of {free} promised");
 }

@@ -59,7 +59,7 @@ impl Event {
     }
 }
 
-/// Whoever makes work signals after it has made it: so late a signal may still come.
+/// A thread that makes work signals after it has made it: a signal may still come so late.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// Counts the times that a thread found work which nobody had woken it for, after it had waited as long as it ever does:
@@ -194,7 +194,7 @@ impl<W: Waker> Bells<W> {
     }
 }
 
-/// What a thread that serves requests does.
+/// The work of a thread that serves requests.
 pub(super) trait Worker {
     /// Takes requests, as long as it has room for them.
     fn begin(&mut self);
@@ -221,7 +221,7 @@ pub(super) fn serve<W: Waker>(
                 bells.ring(kind);
             }
         }
-        // Whoever makes something ready after this rings; what was ready before is seen here.
+        // A thread that makes a request ready after this rings; a request that was ready before is seen here.
         bell.sleeps(worker.room());
         if worker.ready() & worker.room() == 0 {
             worker.wait(&|| bell.is_up());
@@ -323,7 +323,7 @@ mod model {
         }
     }
 
-    /// What a thread sleeps on in the kernel: it is woken once for each time, before or after it went to sleep.
+    /// A thread sleeps on it in the kernel, and is woken by it whether the wake-up comes before or after it went to sleep.
     #[derive(Default, Clone)]
     struct Kernel(Arc<Event>);
 
@@ -454,7 +454,7 @@ mod model {
         });
     }
 
-    /// What is pushed while the thread that takes it goes to sleep is taken.
+    /// A request that is pushed while its thread goes to sleep is taken.
     #[test]
     fn every_request_pushed_is_taken() {
         explore(|| {
