@@ -23,10 +23,11 @@ pub(crate) fn check() -> Result<(), String> {
 }
 
 /// What runs under shuttle's scheduler: packages, and which of their tests.
-pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 4] = [
+pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 5] = [
     ("overspill-vm", &["--test", "shuttle"]),
     ("overspill-slab", &["--test", "shuttle"]),
-    ("overspill", &["--lib", "driver::wake::model"]),
+    ("overspill-runtime", &["--lib", "wake::model"]),
+    ("overspill-runtime", &["--lib", "here::model"]),
     ("overspill-fuse", &["--lib", "park::model"]),
 ];
 

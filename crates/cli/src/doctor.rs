@@ -76,7 +76,7 @@ pub(crate) fn run() -> Result<(), Error> {
         path: fusermount::search_path(),
         cgroup: machine::cgroup(),
         memlock: getrlimit(Resource::Memlock).current,
-        ring: overspill::driver::try_ring().map_err(|error| error.to_string()),
+        ring: overspill::runtime::try_ring().map_err(|error| error.to_string()),
     };
     let findings = view.findings();
     let mut out = std::io::stdout();

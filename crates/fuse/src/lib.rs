@@ -32,7 +32,6 @@ use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionAC
 use overspill_tmpfs::TmpFs;
 use rustix::io::Errno;
 
-pub use park::Spawn;
 pub use reports::Reports;
 pub use server::Tuning;
 
@@ -120,7 +119,7 @@ pub struct Mounted {
 pub fn mount(
     fs: &Arc<TmpFs>,
     options: &FuseOptions,
-    spawn: Arc<dyn Spawn>,
+    spawn: Arc<dyn overspill_runtime::Spawn>,
     reports: Reports,
     often: Box<dyn Fn() + Send>,
 ) -> Result<Mounted, FuseError> {

@@ -11,59 +11,27 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyData};
+use overspill_runtime::{Here, Spawn};
 
-use imp::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use imp::sync::atomic::{AtomicU64, Ordering};
 use imp::sync::{Mutex, MutexGuard, PoisonError};
-use imp::thread::{self, Thread};
 
 #[cfg(feature = "shuttle")]
 use shuttle as imp;
 #[cfg(not(feature = "shuttle"))]
 use std as imp;
 
-/// Runs parked operations. The facade's driver does.
-pub trait Spawn: Send + Sync {
-    /// Runs `task` to its end, some time, on some thread.
-    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>);
-
-    /// This thread is about to begin an operation. What it asks of the store need not wake anybody before
-    /// [`Spawn::begun`].
-    fn begin(&self) {}
-
-    /// The operation has begun. When it waits, `help` says that this thread can do what it waits for; it may then be busy
-    /// with it for as long as the store takes.
-    fn begun(&self, help: bool) {
-        let _ = help;
-    }
-}
-
-/// How long a thread waits with its request before it parks it, which copies what is to be written. When memory is short
-/// a writer's turn comes after that of some tens of others, a millisecond each.
-const WAIT_IN_PLACE: Duration = Duration::from_millis(40);
-
 /// How long a parked read waits for a store before it fails with EIO.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same when half of the kernel's background queue is parked already.
 const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-imp::thread_local! {
-    static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
-}
 
 /// A reply that somebody waits for, who is told when there will be none.
 pub(crate) trait Reply: Send {
@@ -77,10 +45,7 @@ impl Reply for ReplyData {
 }
 
 pub(crate) struct Parking<R = ReplyData> {
-    spawn: Arc<dyn Spawn>,
-    /// Threads that may wait in place at once.
-    may_wait: usize,
-    waiting: AtomicUsize,
+    here: Here,
     reads: Mutex<HashMap<u64, ParkedRead<R>>>,
     next_read: AtomicU64,
     crowded: usize,
@@ -97,51 +62,21 @@ impl<R: Reply> Parking<R> {
     /// `threads` serve requests; the kernel sends at most `background` at once that nobody is known to wait for.
     pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Self {
         Parking {
-            spawn,
-            may_wait: threads.saturating_sub(2).max(1),
-            waiting: AtomicUsize::new(0),
+            here: Here::new(spawn, threads),
             reads: Mutex::new(HashMap::new()),
             next_read: AtomicU64::new(0),
             crowded: background / 2,
         }
     }
 
-    /// Runs `op` here if it ends at once or nearly so. `None`: it does not, and was dropped.
+    /// Runs `op` on this thread if it ends at once or nearly so. `None`: it does not, and was dropped.
     pub(crate) fn try_here<T>(&self, op: impl Future<Output = T>) -> Option<T> {
-        let mut op = pin!(op);
-        WAKER.with(|waker| {
-            let mut cx = Context::from_waker(waker);
-            self.spawn.begin();
-            if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
-                self.spawn.begun(false);
-                return Some(value);
-            }
-            if self.waiting.fetch_add(1, Ordering::AcqRel) >= self.may_wait {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                self.spawn.begun(false);
-                return None;
-            }
-            // Most of what is waited for is one read, done sooner here than by waking somebody who does it.
-            self.spawn.begun(true);
-            let until = Instant::now() + WAIT_IN_PLACE;
-            let value = loop {
-                if let Poll::Ready(value) = op.as_mut().poll(&mut cx) {
-                    break Some(value);
-                }
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break None;
-                }
-                thread::park_timeout(left);
-            };
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
-            value
-        })
+        self.here.run(op)
     }
 
     /// Runs `op` as a task.
     pub(crate) fn park(&self, op: impl Future<Output = ()> + Send + 'static) {
-        self.spawn.spawn(Box::pin(op));
+        self.here.spawn().spawn(Box::pin(op));
     }
 
     fn reads(&self) -> MutexGuard<'_, HashMap<u64, ParkedRead<R>>> {
@@ -203,7 +138,9 @@ mod model {
     use super::*;
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
     use shuttle::sync::Arc as Shared;
-    use shuttle::{Config, Runner};
+    use shuttle::sync::atomic::AtomicUsize;
+    use shuttle::{Config, Runner, thread};
+    use std::pin::Pin;
 
     fn explore(scenario: fn()) {
         let mut config = Config::new();
@@ -295,27 +232,6 @@ mod model {
             store.join().unwrap();
             let (failed, answered) = (&answers.0.0, &answers.0.1);
             assert_eq!(failed.load(Ordering::SeqCst) + answered.load(Ordering::SeqCst), 1);
-        });
-    }
-
-    /// Threads that wait in place with their operations are woken by what ends these, each its own.
-    #[test]
-    fn operations_that_wait_in_place_end() {
-        explore(|| {
-            let parking = parking();
-            let gates = [Gate::default(), Gate::default()];
-            let threads: Vec<_> = gates
-                .iter()
-                .cloned()
-                .map(|gate| {
-                    let parking = parking.clone();
-                    thread::spawn(move || parking.try_here(async move { gate.pass().await }))
-                })
-                .collect();
-            gates.iter().for_each(Gate::open);
-            for thread in threads {
-                assert!(thread.join().unwrap().is_some(), "two of four threads may wait");
-            }
         });
     }
 }

@@ -5,17 +5,16 @@
 //!
 //! - [`mount`]: a tmpfs with its own pager, mounted through FUSE.
 //! - [`stats`]: where every byte of such a mount is.
-//! - [`driver`]: the threads that run a [`vm::Vm`].
 //! - [`log`]: a log that cannot fail its program.
 #![forbid(unsafe_code)]
 
 mod clock;
-pub mod driver;
 pub mod log;
 pub mod mount;
 pub mod place;
 pub mod stats;
 
+pub use overspill_runtime as runtime;
 pub use overspill_slab as slab;
 pub use overspill_store as store;
 pub use overspill_sys::process;

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overspill_fuse::{FuseError, FuseOptions, Tuning};
-pub use overspill_store::codec::Method;
 use overspill_store::{
     FaultyStore, FileStore, FsKind, IoMode, PerObjectStore, Store, StoreError, check_location,
 };
 use overspill_tmpfs::{FsError, TmpFs, TmpFsConfig};
-use overspill_vm::{PAGE, Vm, VmConfig, VmError};
+pub use overspill_vm::Method;
+use overspill_vm::{PAGE, Pager, Vm, VmConfig, VmError};
 
 use crate::clock::KernelClock;
-use crate::driver::{Driver, DriverOptions, StoreIo};
 use crate::place::Place;
 use crate::stats::{self, Fixed};
+use overspill_runtime::{Driver, DriverOptions, StoreIo};
 
 /// What to mount, where, and on what.
 #[derive(Debug, Clone)]
@@ -238,14 +238,16 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     let mut config =
         VmConfig::new(memory.saturating_sub(tuning.memory()).saturating_sub(process_memory(memory)));
     config.method = options.compress;
-    let vm = Vm::new(&config, store).map_err(|error| match error {
+    let pager = Pager::new(&config, store.into_iter().collect()).map_err(|error| match error {
         VmError::NoMemory => MountError::Memory(options.memory),
         error => MountError::Start(std::io::Error::other(error)),
     })?;
-    let driver_options = DriverOptions { memory: Some(memory), uring: !options.debug.no_uring };
-    let driver = Driver::start(&vm, driver_options).map_err(MountError::Start)?;
+    let driver_options =
+        DriverOptions { memory: Some(memory), uring: !options.debug.no_uring, source_threads: 0 };
+    let driver = Driver::start(&pager, driver_options).map_err(MountError::Start)?;
     let store_mode = with_store_io(store_mode, &driver, &mut notes);
-    vm.set_eager(options.debug.evict);
+    pager.set_eager(options.debug.evict);
+    let vm = pager.vm().clone();
     let fs = Arc::new(TmpFs::new(TmpFsConfig {
         vm: vm.clone(),
         size_pages: options.size / PAGE as u64,
@@ -272,7 +274,7 @@ pub fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(
     let mounted = overspill_fuse::mount(
         &fs,
         &fuse_options(&options, tuning, dirty_max),
-        driver.spawner(&vm),
+        driver.spawner(&pager),
         Box::new(reports),
         Box::new(often),
     )?;
@@ -308,26 +310,7 @@ fn protect_daemon() {
 /// The most files may hold is what memory and the store's disk could hold, where that is less than `size`: who
 /// writes must hear of a full disk from write(2), not from a pager that cannot evict.
 fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
-    let page = PAGE as u64;
-    let stats = vm.stats();
-    let memory = (stats.limit_bytes.saturating_sub(stats.metadata_bytes) / 16 * 15) as u64 / page;
-    let capacity = match vm.store() {
-        None => memory.saturating_sub(fs.account().reserve()),
-        Some(store) => {
-            let usage = store.usage();
-            // What is prepared in one object's file is of no use to another.
-            let prepared =
-                if store.separates() { 0 } else { usage.file_bytes.saturating_sub(stats.stored_bytes) };
-            let reserve = fs.account().reserve() * page;
-            let room = (usage.disk_free_bytes + prepared).saturating_sub(reserve) / page;
-            // What does not pack takes a little more than itself. A broken store takes nothing.
-            let room = if vm.is_store_broken() { 0 } else { room - room / 32 };
-            let memory = memory.saturating_sub(reserve / page);
-            // Pages in memory take their part of the disk only when they leave it; compressed ones, as they are.
-            let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
-            fs.account().used().saturating_sub(stats.dirty_bytes as u64 / page) + left
-        }
-    };
+    let capacity = vm.capacity(fs.account());
     fs.account().set_limit(size_pages.min(capacity));
 }
 

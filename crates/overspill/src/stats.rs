@@ -174,7 +174,7 @@ pub(crate) struct Fixed {
 pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> Stats {
     let v = vm.stats();
     let f = fs.stats();
-    let usage = vm.store().map(|store| store.usage()).unwrap_or_default();
+    let usage = vm.store_usage();
     let (rss_bytes, rss_peak_bytes) = rss();
     let slab = slabinfo::snapshot();
     let page = overspill_vm::PAGE as u64;
@@ -207,9 +207,9 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
         store_reads: v.store_reads,
         served_bytes: v.served_bytes,
         copied_bytes: v.copied_bytes,
-        packed: v.packed,
-        unpacked: v.unpacked,
-        repacked: v.repacked,
+        packed: v.compressed,
+        unpacked: v.bypassed,
+        repacked: v.recompressed,
         page_ins: v.page_ins,
         page_outs: v.page_outs,
         compacted: v.compacted,

@@ -331,7 +331,7 @@ impl Blist {
             let end = to_u32((segment + 1) * SEG).min(upto);
             let (first, blocks) = (self.prepared, end - self.prepared);
             self.prepared = end;
-            self.free(Run { start: first, blocks });
+            self.free(Run { start: u64::from(first), blocks });
         }
         self.prepared
     }
@@ -351,9 +351,9 @@ impl Blist {
             end = s.next_used(offset).min(offset + max);
             s.edit(offset, end, false).1
         });
-        let run = Run { start: to_u32(start), blocks: to_u32(end - offset) };
+        let run = Run { start: start as u64, blocks: to_u32(end - offset) };
         self.free -= run.blocks;
-        self.cursor = run.start.saturating_add(run.blocks);
+        self.cursor = to_u32(start).saturating_add(run.blocks);
         Some(run)
     }
 
@@ -413,9 +413,9 @@ impl Blist {
     /// The wholly free groups with the highest numbers below block `below`, as one run of neighbours within a
     /// segment.
     #[must_use]
-    pub fn last_free_groups(&self, below: u32) -> Option<Run> {
+    pub fn last_free_groups(&self, below: u64) -> Option<Run> {
         let group = GROUP as usize;
-        let mut limit = below as usize / group * group;
+        let mut limit = to_usize(below) / group * group;
         loop {
             let number = self.root.last_whole(self.levels, limit.checked_sub(1)? / SEG)?;
             let segment = self.root.segment(self.levels, number)?;
@@ -423,7 +423,7 @@ impl Blist {
             if let Some(last) = (0..groups).rev().find(|&g| segment.group_is_free(g)) {
                 let first = (0..last).rev().take_while(|&g| segment.group_is_free(g)).last().unwrap_or(last);
                 let start = number * SEG + first * group;
-                return Some(Run { start: to_u32(start), blocks: to_u32((last - first + 1) * group) });
+                return Some(Run { start: start as u64, blocks: to_u32((last - first + 1) * group) });
             }
             // All its free groups lie at or above `below`.
             limit = number * SEG;
@@ -437,7 +437,8 @@ impl Blist {
     }
 
     fn all(&self, run: Run, f: impl Fn(&Segment, usize, usize) -> bool) -> bool {
-        let inside = run.start.checked_add(run.blocks).is_some_and(|end| end <= self.prepared);
+        let inside =
+            run.start.checked_add(u64::from(run.blocks)).is_some_and(|end| end <= u64::from(self.prepared));
         let holds = |(number, start, end)| {
             self.root.segment(self.levels, number).is_some_and(|s: &Segment| f(s, start, end))
         };
@@ -445,10 +446,15 @@ impl Blist {
     }
 }
 
+/// Blocks of a tree are fewer than 2^32.
+fn to_usize(block: u64) -> usize {
+    usize::try_from(block).unwrap_or(usize::MAX)
+}
+
 /// The parts of a run by segment: its number, and start and end within it.
 fn pieces(run: Run, limit: u32) -> impl Iterator<Item = (usize, usize, usize)> {
-    let end = run.start.saturating_add(run.blocks).min(limit) as usize;
-    let mut at = run.start as usize;
+    let end = to_usize(run.end().min(u64::from(limit)));
+    let mut at = to_usize(run.start);
     std::iter::from_fn(move || {
         let piece = (at / SEG, at % SEG, (end - at.min(end)).min(SEG - at % SEG) + at % SEG);
         let more = at < end;

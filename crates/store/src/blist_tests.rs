@@ -1,3 +1,4 @@
+#![expect(clippy::cast_possible_truncation, reason = "blocks of small trees")]
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +19,7 @@ impl Model {
     }
 
     fn take(&mut self, run: Run) -> bool {
-        let cells = &mut self.free[run.start as usize..(run.start + run.blocks) as usize];
+        let cells = &mut self.free[run.start as usize..run.end() as usize];
         let free = cells.iter().all(|f| *f == Some(true));
         cells.fill(Some(false));
         free
@@ -86,7 +87,7 @@ impl Pair {
                 }
                 Some(run) => {
                     prop_assert!(run.blocks >= min && run.blocks <= max);
-                    prop_assert_eq!(run.start / SEGMENT, (run.start + run.blocks - 1) / SEGMENT);
+                    prop_assert_eq!(run.start / u64::from(SEGMENT), (run.end() - 1) / u64::from(SEGMENT));
                     prop_assert!(self.model.take(run), "overlap at {run:?}");
                     self.held.push(run);
                 }
@@ -96,16 +97,16 @@ impl Pair {
                 let run = self.held.swap_remove(i);
                 let front = front.min(run.blocks - 1);
                 let back = back.min(run.blocks - 1 - front);
-                let middle = Run { start: run.start + front, blocks: run.blocks - front - back };
+                let middle = Run { start: run.start + u64::from(front), blocks: run.blocks - front - back };
                 self.give_back(middle)?;
-                let parts = [(run.start, front), (middle.start + middle.blocks, back)];
+                let parts = [(run.start, front), (middle.end(), back)];
                 self.held
                     .extend(parts.iter().filter(|p| p.1 > 0).map(|&(start, blocks)| Run { start, blocks }));
             }
             Op::TakeGroups(below) => {
                 let below = below.min(self.tree.prepared());
-                let found = self.tree.last_free_groups(below);
-                prop_assert_eq!(found.map(|r| r.start + r.blocks), self.model.last_free_groups(below));
+                let found = self.tree.last_free_groups(below.into());
+                prop_assert_eq!(found.map(|r| r.end()), self.model.last_free_groups(below).map(u64::from));
                 if let Some(run) = found {
                     prop_assert!(self.tree.take(run) && !self.tree.take(run));
                     prop_assert!(self.model.take(run));
@@ -129,7 +130,7 @@ impl Pair {
         prop_assert!(self.tree.is_allocated(run));
         prop_assert_eq!(self.tree.free(run), run.blocks);
         prop_assert_eq!(self.tree.free(run), 0, "double free counted");
-        self.model.free[run.start as usize..(run.start + run.blocks) as usize].fill(Some(true));
+        self.model.free[run.start as usize..run.end() as usize].fill(Some(true));
         Ok(())
     }
 }
@@ -163,9 +164,9 @@ fn writes_are_sequential_while_space_lasts() {
     let mut next = 0;
     while let Some(run) = tree.allocate(1, 100) {
         assert_eq!(run.start, next);
-        next += run.blocks;
+        next = run.end();
     }
-    assert_eq!(next, 3 * SEGMENT);
+    assert_eq!(next, u64::from(3 * SEGMENT));
 }
 
 #[test]
@@ -194,9 +195,9 @@ fn the_largest_capacity_costs_nothing_until_used_and_works_at_its_end() {
     tree.prepared = u32::MAX - (SEGMENT - 1);
     assert_eq!(tree.prepare(u32::MAX, &mut Stock::for_blocks(SEGMENT)), u32::MAX);
     tree.cursor = u32::MAX - 5;
-    assert_eq!(tree.allocate(2, 5), Some(Run { start: u32::MAX - 5, blocks: 5 }));
+    assert_eq!(tree.allocate(2, 5), Some(Run { start: u64::from(u32::MAX - 5), blocks: 5 }));
     assert_eq!(tree.allocate(2, 5), Some(Run { start: 0, blocks: 5 }));
-    assert_eq!(tree.last_free_groups(u32::MAX).map(|r| r.blocks), Some(15 * GROUP));
+    assert_eq!(tree.last_free_groups(u64::MAX).map(|r| r.blocks), Some(15 * GROUP));
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn frees_of_what_was_never_there_do_nothing() {
     let mut tree = Blist::new(100);
     tree.prepare(50, &mut Stock::for_blocks(50));
     assert_eq!(tree.free(Run { start: 40, blocks: 60 }), 0);
-    assert_eq!(tree.free(Run { start: u32::MAX, blocks: u32::MAX }), 0);
+    assert_eq!(tree.free(Run { start: u64::from(u32::MAX), blocks: u32::MAX }), 0);
     assert!(!tree.take(Run { start: 40, blocks: 11 }));
     assert_eq!(tree.free_blocks(), 50);
 }

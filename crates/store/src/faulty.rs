@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use overspill_sys::AlignedBuf;
 
-use crate::{AllocError, BLOCK, Run, Store, Usage};
+use crate::{AllocError, BLOCK, Backend, Run, Space, Store, Usage};
 
 const EIO: i32 = 5;
 
@@ -209,13 +209,13 @@ impl FaultyStore {
     }
 
     /// Another place for an I/O of `len` bytes meant for `start`.
-    fn elsewhere(&self, start: u32, len: usize) -> u32 {
+    fn elsewhere(&self, start: u64, len: usize) -> u64 {
         let blocks = self.inner.usage().allocated_blocks.max(2);
-        let to = u32::try_from(self.faults.random() % blocks).unwrap_or(0);
-        if to == start { to + u32::try_from(len / BLOCK).unwrap_or(1) } else { to }
+        let to = self.faults.random() % blocks;
+        if to == start { to + (len / BLOCK) as u64 } else { to }
     }
 
-    fn write_with_flip(&self, start: u32, buf: &[u8]) -> io::Result<()> {
+    fn write_with_flip(&self, start: u64, buf: &[u8]) -> io::Result<()> {
         let mut copy = AlignedBuf::new(buf.len());
         copy.copy_from_slice(buf);
         self.faults.flip(&mut copy);
@@ -223,29 +223,25 @@ impl FaultyStore {
     }
 
     /// Writes a front part, at least one block less than all.
-    fn write_torn(&self, start: u32, buf: &[u8]) -> io::Result<()> {
+    fn write_torn(&self, start: u64, buf: &[u8]) -> io::Result<()> {
         let blocks = self.faults.below(buf.len() / BLOCK);
         if blocks > 0 { self.inner.write(start, &buf[..blocks * BLOCK]) } else { Ok(()) }
     }
 }
 
-impl Store for FaultyStore {
-    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
-        self.allocate_for(0, min, max)
-    }
-
-    fn allocate_for(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+impl Space for FaultyStore {
+    fn allocate(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let f = &self.faults;
         if Faults::next(&f.next_not_ready) || f.chance(&f.not_ready) {
             return Err(AllocError::NotReady);
         }
         let limit = f.full_after.load(Ordering::Relaxed);
         if limit == u64::MAX {
-            return self.inner.allocate_for(owner, min, max);
+            return self.inner.allocate(owner, min, max);
         }
         let room =
             u32::try_from(limit.saturating_sub(self.inner.usage().allocated_blocks)).unwrap_or(u32::MAX);
-        if room < min { Err(AllocError::Full) } else { self.inner.allocate_for(owner, min, max.min(room)) }
+        if room < min { Err(AllocError::Full) } else { self.inner.allocate(owner, min, max.min(room)) }
     }
 
     fn separates(&self) -> bool {
@@ -256,7 +252,21 @@ impl Store for FaultyStore {
         self.inner.free(run);
     }
 
-    fn write(&self, start: u32, buf: &[u8]) -> io::Result<()> {
+    fn frees_parts(&self) -> bool {
+        self.inner.frees_parts()
+    }
+
+    fn maintain(&self, pressure: bool) -> bool {
+        self.inner.maintain(pressure)
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+}
+
+impl Backend for FaultyStore {
+    fn write(&self, start: u64, buf: &[u8]) -> io::Result<()> {
         let f = &self.faults;
         if Faults::next(&f.next_writes) || f.chance(&f.write_error) {
             return Err(f.error());
@@ -281,7 +291,7 @@ impl Store for FaultyStore {
         self.inner.write(start, buf)
     }
 
-    fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, start: u64, buf: &mut [u8]) -> io::Result<()> {
         let f = &self.faults;
         while f.hang_reads.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(10));
@@ -301,13 +311,5 @@ impl Store for FaultyStore {
             f.flip(buf);
         }
         Ok(())
-    }
-
-    fn maintain(&self, pressure: bool) -> bool {
-        self.inner.maintain(pressure)
-    }
-
-    fn usage(&self) -> Usage {
-        self.inner.usage()
     }
 }

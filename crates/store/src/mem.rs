@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Mutex;
 
 use crate::blist::{Blist, SEGMENT, Stock};
-use crate::{AllocError, BLOCK, Run, Store, Usage, check_buffer, check_range, lock};
+use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, check_buffer, check_range, lock};
 
 /// Blocks that are ready from the start: 1 GiB.
 const READY: u32 = 1 << 18;
@@ -13,7 +13,7 @@ const READY: u32 = 1 << 18;
 /// A store in memory. Only what was written takes memory, and only until it is freed.
 ///
 /// The first GiB of its capacity can be allocated at once; beyond that it answers [`AllocError::NotReady`] until
-/// [`Store::maintain`] was called, as a file store does from the start; [`MemStore::unprepared`] makes it do so too.
+/// [`Space::maintain`] was called, as a file store does from the start; [`MemStore::unprepared`] makes it do so too.
 ///
 /// I/O on blocks that nobody holds is an error here: the caller has lost track of a run. Blocks that are held and
 /// were not written read as zeros.
@@ -22,6 +22,8 @@ pub struct MemStore {
     state: Mutex<State>,
     capacity: u32,
     separates: bool,
+    /// Runs must be freed whole; their lengths, to check that.
+    whole_runs: Option<Mutex<HashMap<u64, u32>>>,
 }
 
 #[derive(Debug)]
@@ -30,7 +32,7 @@ struct State {
     allocated: u32,
     /// Somebody was turned away since space was last prepared.
     starved: bool,
-    blocks: HashMap<u32, Box<[u8]>>,
+    blocks: HashMap<u64, Box<[u8]>>,
 }
 
 impl MemStore {
@@ -48,7 +50,7 @@ impl MemStore {
     pub fn unprepared(capacity_blocks: u32) -> MemStore {
         let blist = Blist::new(capacity_blocks);
         let state = State { blist, allocated: 0, starved: false, blocks: HashMap::new() };
-        MemStore { state: Mutex::new(state), capacity: capacity_blocks, separates: false }
+        MemStore { state: Mutex::new(state), capacity: capacity_blocks, separates: false, whole_runs: None }
     }
 
     /// Says that it keeps owners apart (it does not: nobody could tell).
@@ -59,15 +61,27 @@ impl MemStore {
     }
 }
 
+impl MemStore {
+    /// Demands that runs are freed as a whole, as an object store does.
+    #[must_use]
+    pub fn freeing_whole_runs(mut self) -> MemStore {
+        self.whole_runs = Some(Mutex::default());
+        self
+    }
+}
+
 fn not_held(run: Run) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("I/O on blocks that nobody holds: {run:?}"))
 }
 
-impl Store for MemStore {
-    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+impl Space for MemStore {
+    fn allocate(&self, _owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let mut state = lock(&self.state);
         if let Some(run) = state.blist.allocate(min, max) {
             state.allocated += run.blocks;
+            if let Some(runs) = &self.whole_runs {
+                lock(runs).insert(run.start, run.blocks);
+            }
             return Ok(run);
         }
         state.starved = true;
@@ -79,44 +93,22 @@ impl Store for MemStore {
         self.separates
     }
 
+    fn frees_parts(&self) -> bool {
+        self.whole_runs.is_none()
+    }
+
     fn free(&self, run: Run) {
+        if let Some(runs) = &self.whole_runs {
+            assert_eq!(lock(runs).remove(&run.start), Some(run.blocks), "part of a run was freed");
+        }
         let mut state = lock(&self.state);
         let freed = state.blist.free(run);
         state.allocated = state.allocated.saturating_sub(freed);
-        for block in run.start..run.start.saturating_add(run.blocks) {
+        for block in run.start..run.end() {
             state.blocks.remove(&block);
         }
         drop(state);
         debug_assert_eq!(freed, run.blocks, "blocks of {run:?} were free already");
-    }
-
-    fn write(&self, start: u32, buf: &[u8]) -> io::Result<()> {
-        check_buffer(buf)?;
-        let run = check_range(start, buf.len(), self.capacity)?;
-        let mut state = lock(&self.state);
-        if !state.blist.is_allocated(run) {
-            return Err(not_held(run));
-        }
-        for (block, bytes) in (start..).zip(buf.chunks_exact(BLOCK)) {
-            state.blocks.insert(block, bytes.into());
-        }
-        Ok(())
-    }
-
-    fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
-        check_buffer(buf)?;
-        let run = check_range(start, buf.len(), self.capacity)?;
-        let state = lock(&self.state);
-        if !state.blist.is_allocated(run) {
-            return Err(not_held(run));
-        }
-        for (block, bytes) in (start..).zip(buf.chunks_exact_mut(BLOCK)) {
-            match state.blocks.get(&block) {
-                Some(held) => bytes.copy_from_slice(held),
-                None => bytes.fill(0),
-            }
-        }
-        Ok(())
     }
 
     fn maintain(&self, pressure: bool) -> bool {
@@ -138,5 +130,36 @@ impl Store for MemStore {
             file_bytes: (state.blocks.len() * BLOCK) as u64,
             disk_free_bytes: u64::from(self.capacity - state.allocated) * BLOCK as u64,
         }
+    }
+}
+
+impl Backend for MemStore {
+    fn write(&self, start: u64, buf: &[u8]) -> io::Result<()> {
+        check_buffer(buf)?;
+        let run = check_range(start, buf.len(), self.capacity)?;
+        let mut state = lock(&self.state);
+        if !state.blist.is_allocated(run) {
+            return Err(not_held(run));
+        }
+        for (block, bytes) in (start..).zip(buf.chunks_exact(BLOCK)) {
+            state.blocks.insert(block, bytes.into());
+        }
+        Ok(())
+    }
+
+    fn read(&self, start: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_buffer(buf)?;
+        let run = check_range(start, buf.len(), self.capacity)?;
+        let state = lock(&self.state);
+        if !state.blist.is_allocated(run) {
+            return Err(not_held(run));
+        }
+        for (block, bytes) in (start..).zip(buf.chunks_exact_mut(BLOCK)) {
+            match state.blocks.get(&block) {
+                Some(held) => bytes.copy_from_slice(held),
+                None => bytes.fill(0),
+            }
+        }
+        Ok(())
     }
 }

@@ -40,7 +40,7 @@ fn fills_up_to_its_capacity_and_no_further(store: &dyn Store) {
     let mut owner_of = vec![false; CAPACITY as usize];
     let mut runs = Vec::new();
     while let Ok(run) = allocate(store, 1, 64) {
-        for cell in &mut owner_of[run.start as usize..(run.start + run.blocks) as usize] {
+        for cell in &mut owner_of[usize::try_from(run.start).unwrap()..usize::try_from(run.end()).unwrap()] {
             assert!(!std::mem::replace(cell, true), "{run:?} overlaps");
         }
         runs.push(run);
@@ -69,7 +69,7 @@ fn bad_io_is_refused(store: &dyn Store) {
     assert_eq!(kind(store.write(run.start, &buf[1..=BLOCK])), Err(ErrorKind::InvalidInput), "unaligned");
     assert_eq!(kind(store.write(run.start, &buf[..BLOCK / 2])), Err(ErrorKind::InvalidInput), "half a block");
     assert_eq!(kind(store.read(run.start, &mut buf[1..=BLOCK])), Err(ErrorKind::InvalidInput));
-    for beyond in [CAPACITY - 2, CAPACITY, u32::MAX] {
+    for beyond in [CAPACITY - 2, CAPACITY, u32::MAX].map(u64::from).into_iter().chain([u64::MAX]) {
         assert_eq!(kind(store.write(beyond, &buf)), Err(ErrorKind::InvalidInput));
         assert_eq!(kind(store.read(beyond, &mut buf)), Err(ErrorKind::InvalidInput));
     }

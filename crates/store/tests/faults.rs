@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use common::{allocate, holds, pattern};
-use overspill_store::codec::{Encoded, Encoder, Grain, MAX_CLUSTER, MAX_PAYLOAD, Method, decode};
-use overspill_store::{AllocError, BLOCK, FaultCounts, FaultyStore, MemStore, Run, Store};
+use overspill_codec::{Encoded, Encoder, Grain, MAX_CLUSTER, MAX_PAYLOAD, Method, decode};
+use overspill_store::{AllocError, BLOCK, Backend, FaultCounts, FaultyStore, MemStore, Run, Space};
 use overspill_sys::AlignedBuf;
 
 fn faulty(seed: u64) -> FaultyStore {
@@ -41,15 +41,15 @@ fn allocation_can_be_made_to_wait_and_to_fail() {
     let store = faulty(1);
     let faults = store.faults();
     faults.next_not_ready.store(1, Relaxed);
-    assert_eq!(store.allocate(1, 1), Err(AllocError::NotReady));
+    assert_eq!(store.allocate(0, 1, 1), Err(AllocError::NotReady));
     faults.full_after.store(10, Relaxed);
-    let run = store.allocate(4, 64).unwrap();
+    let run = store.allocate(0, 4, 64).unwrap();
     assert_eq!(run.blocks, 10);
-    assert_eq!(store.allocate(1, 1), Err(AllocError::Full));
+    assert_eq!(store.allocate(0, 1, 1), Err(AllocError::Full));
     store.free(Run { start: run.start, blocks: 2 });
-    assert_eq!(store.allocate(1, 64).map(|r| r.blocks), Ok(2));
+    assert_eq!(store.allocate(0, 1, 64).map(|r| r.blocks), Ok(2));
     faults.stop();
-    assert!(store.allocate(64, 64).is_ok());
+    assert!(store.allocate(0, 64, 64).is_ok());
 }
 
 /// What happened to each cluster that was said to be written.

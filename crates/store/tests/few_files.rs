@@ -3,7 +3,7 @@
 mod common;
 
 use common::{allocate_for, disk_dir, holds, pattern, settle};
-use overspill_store::{PerObjectStore, Run, Store};
+use overspill_store::{Backend, PerObjectStore, Run, Space};
 
 /// Where no more files may be open, objects share one, and have their own again when others are gone.
 #[test]

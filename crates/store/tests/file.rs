@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::{allocate, disk_dir, holds, pattern, settle};
-use overspill_store::{AllocError, BLOCK, FileStore, FsKind, IoMode, Run, Store, StoreError, check_location};
+use overspill_store::{
+    AllocError, BLOCK, Backend, FileStore, FsKind, IoMode, Run, Space, StoreError, check_location,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,12 +40,12 @@ fn takes_nothing_of_the_disk_before_pressure() {
     let store = open(dir.path(), 1 << 40);
     settle(&store, false);
     assert_eq!(store.usage().file_bytes, 0);
-    assert_eq!(store.allocate(1, 16), Err(AllocError::NotReady));
+    assert_eq!(store.allocate(0, 1, 16), Err(AllocError::NotReady));
     settle(&store, false);
     assert_eq!(store.usage().file_bytes, 0);
     settle(&store, true);
     assert!(store.usage().file_bytes > 0);
-    assert!(store.allocate(1, 16).is_ok());
+    assert!(store.allocate(0, 1, 16).is_ok());
 }
 
 // R35, R61: writing into what was handed out makes the file system allocate nothing.
@@ -54,7 +56,7 @@ fn writes_into_prepared_space_only() {
     settle(&store, true);
     let before = store.usage().file_bytes;
     let mut written = 0;
-    while let Ok(run) = store.allocate(1, 256) {
+    while let Ok(run) = store.allocate(0, 1, 256) {
         store.write(run.start, &pattern(run, 1)).unwrap();
         written += u64::from(run.blocks) * BLOCK as u64;
     }

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{allocate_for, disk_dir, holds, pattern, settle};
-use overspill_store::{BLOCK, PerObjectStore, Run, Store};
+use overspill_store::{BLOCK, Backend, PerObjectStore, Run, Space};
 use overspill_sys::AlignedBuf;
 
 fn store(dir: &std::path::Path) -> PerObjectStore {
@@ -121,7 +121,7 @@ fn what_lies_side_by_side_by_number_may_be_of_two_files() {
     }
     let mut joined = 0;
     for (owner, run) in &runs {
-        let end = run.start + run.blocks;
+        let end = run.end();
         let next = runs.iter().find(|(other, next)| next.start == end && other != owner);
         let Some((other, next)) = next else { continue };
         let mut buf = AlignedBuf::new(2 * 256 * BLOCK);
@@ -133,7 +133,7 @@ fn what_lies_side_by_side_by_number_may_be_of_two_files() {
         );
         joined += 1;
     }
-    let starts: Vec<u32> = runs.iter().map(|(_, run)| run.start).collect();
+    let starts: Vec<u64> = runs.iter().map(|(_, run)| run.start).collect();
     assert!(joined > 0, "no two owners lie side by side: {starts:?}");
 }
 

@@ -14,4 +14,4 @@ mod ring;
 
 pub use aligned::AlignedBuf;
 pub use arena::{Arena, ArenaError, FRAME, Frame, REGION_FRAMES};
-pub use ring::{Ring, RingEvent, RingSize, RingWaker};
+pub use ring::{Ring, RingBuf, RingDone, RingFile, RingOp, RingSize, RingWaker};

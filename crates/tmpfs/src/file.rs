@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use overspill_vm::{Object, PAGE, Space, VmError};
+use overspill_vm::{Allowance, Object, PAGE, VmError};
 
 use crate::MAX_FILE_SIZE;
 use crate::error::FsError;
@@ -60,7 +60,7 @@ impl TmpFs {
             return Err(FsError::FileTooBig);
         }
         let data = &data[..clip(data.len(), offset, MAX_FILE_SIZE)];
-        let from = if flags.reserve { Space::Reserve } else { Space::Normal };
+        let from = if flags.reserve { Allowance::Reserve } else { Allowance::Normal };
 
         let gate = gate_for_growth(file, offset).await?;
         let remains = Remains::of_write(file, offset + data.len() as u64);

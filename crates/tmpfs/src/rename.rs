@@ -200,10 +200,10 @@ fn moved(inode: &Inode, parent: &Inode, now: Timestamp) {
 mod tests {
     use super::*;
     use crate::{Caller, TmpFsConfig};
-    use overspill_vm::{Vm, VmConfig};
+    use overspill_vm::{Pager, VmConfig};
 
     fn fs() -> TmpFs {
-        let vm = Vm::new(&VmConfig::new(8 << 20), None).unwrap();
+        let vm = Pager::new(&VmConfig::new(8 << 20), Vec::new()).unwrap().vm().clone();
         let clock = std::sync::Arc::new(Timestamp::default);
         let (mode, uid, gid) = (0o755, 0, 0);
         TmpFs::new(TmpFsConfig { vm, size_pages: 10, nr_inodes: None, mode, uid, gid, clock }).unwrap()

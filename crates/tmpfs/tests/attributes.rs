@@ -4,9 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{ME, ROOT, Ticks, config, fs, read, setattr, truncate, vm, write, write_with};
+use common::{Fs, ME, ROOT, Ticks, config, fs, read, setattr, truncate, vm, write, write_with};
 use overspill_tmpfs::{
-    Caller, FallocateMode, FileKind, FsError, MAX_FILE_SIZE, SetAttr, SetTime, Timestamp, TmpFs, WriteFlags,
+    Caller, FallocateMode, FileKind, FsError, MAX_FILE_SIZE, SetAttr, SetTime, Timestamp, WriteFlags,
     XattrMode,
 };
 use overspill_vm::testing;
@@ -68,8 +68,8 @@ fn a_new_size_clears_set_ids_unless_privileged() {
     let ino = fs.create(ROOT, b"file", 0o6755, ME).unwrap().ino;
     let set = SetAttr { size: Some(9), ..NONE };
     let root = Caller { privileged: true, ..ME };
-    assert_eq!(testing::block_on(fs.vm(), fs.setattr(ino, set, root)).unwrap().mode, 0o6755);
-    assert_eq!(testing::block_on(fs.vm(), fs.setattr(ino, set, ME)).unwrap().mode, 0o755);
+    assert_eq!(testing::block_on(&fs.pager, fs.setattr(ino, set, root)).unwrap().mode, 0o6755);
+    assert_eq!(testing::block_on(&fs.pager, fs.setattr(ino, set, ME)).unwrap().mode, 0o755);
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn times_move_as_posix_says() {
 #[test]
 fn an_access_is_noted_by_the_rule_of_relatime() {
     let clock = Ticks::new();
-    let fs =
-        TmpFs::new(overspill_tmpfs::TmpFsConfig { clock: Arc::clone(&clock) as _, ..config(&vm(64), 64) })
-            .unwrap();
+    let vm = vm(64);
+    let clock_of_fs = Arc::clone(&clock) as _;
+    let fs = Fs::new(&vm, overspill_tmpfs::TmpFsConfig { clock: clock_of_fs, ..config(&vm, 64) });
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     let accessed = || {
         fs.accessed(ino).unwrap();
@@ -159,7 +159,7 @@ fn sizes_that_cannot_be_are_refused() {
     assert_eq!(write(&fs, ino, MAX_FILE_SIZE - 1, b"xyz"), Ok(1), "what fits is written");
     assert_eq!(read(&fs, ino, MAX_FILE_SIZE - 2, 9).unwrap(), b"\0x");
     assert_eq!(read(&fs, ino, u64::MAX, 9).unwrap(), b"");
-    let falloc = |offset, len, mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode, ME));
+    let falloc = |offset, len, mode| testing::block_on(&fs.pager, fs.fallocate(ino, offset, len, mode, ME));
     assert_eq!(falloc(MAX_FILE_SIZE, 1, FallocateMode::PunchHole), Err(FsError::FileTooBig));
     assert_eq!(falloc(u64::MAX, 2, FallocateMode::PunchHole), Err(FsError::FileTooBig));
     assert_eq!(falloc(0, 0, FallocateMode::PunchHole), Err(FsError::Invalid));

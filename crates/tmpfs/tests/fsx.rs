@@ -7,8 +7,8 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{ME, ROOT, fs_on, read, truncate, vm, write};
-use overspill_tmpfs::{FallocateMode, FsError, SeekTo, TmpFs};
+use common::{Fs, ME, ROOT, fs_on, read, truncate, vm, write};
+use overspill_tmpfs::{FallocateMode, FsError, SeekTo};
 use overspill_vm::{PAGE, testing};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -138,7 +138,7 @@ fn run(seed: u64, frames: usize, evict: bool, steps: usize) {
     let stats = vm.stats();
     // Packed in memory, or gone from it: where memory is short one or the other.
     assert_eq!(
-        stats.packed + stats.page_outs > 0,
+        stats.compressed + stats.page_outs > 0,
         evict || frames < 100,
         "pages left memory only where they should (R4)"
     );
@@ -149,19 +149,12 @@ fn run(seed: u64, frames: usize, evict: bool, steps: usize) {
     testing::check(&vm, &[]);
 }
 
-fn step_once(
-    fs: &TmpFs,
-    ino: u64,
-    rng: &mut StdRng,
-    model: &mut Model,
-    longest: u64,
-    operation: &mut String,
-) {
+fn step_once(fs: &Fs, ino: u64, rng: &mut StdRng, model: &mut Model, longest: u64, operation: &mut String) {
     let offset = some_offset(rng, FILE_MAX - longest);
     let most = if rng.random() { longest } else { 3 * P / 2 };
     let len = rng.random_range(1..=most);
     let end = offset + len;
-    let falloc = |mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode, ME)).unwrap();
+    let falloc = |mode| testing::block_on(&fs.pager, fs.fallocate(ino, offset, len, mode, ME)).unwrap();
     let choice = rng.random_range(0..100);
     *operation = format!("choice {choice}, {offset}+{len}, size {}", model.size());
     match choice {
@@ -202,7 +195,7 @@ fn step_once(
             let to = if rng.random() { SeekTo::Data } else { SeekTo::Hole };
             let offset = some_offset(rng, model.size() + P);
             *operation += &format!(", seek {to:?} from {offset}");
-            let found = testing::block_on(fs.vm(), fs.seek(ino, offset, to));
+            let found = testing::block_on(&fs.pager, fs.seek(ino, offset, to));
             assert_eq!(found, model.seek(offset, to));
         }
     }

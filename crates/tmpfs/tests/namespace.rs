@@ -4,8 +4,8 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::{ME, ROOT, fs_on, list, vm};
-use overspill_tmpfs::{FileKind, FsError, RenameMode, TmpFs};
+use common::{Fs, ME, ROOT, fs_on, list, vm};
+use overspill_tmpfs::{FileKind, FsError, RenameMode};
 use proptest::prelude::*;
 
 /// What the file system should be: inodes by number.
@@ -156,7 +156,7 @@ impl Node {
 
 /// The two side by side, and every directory there ever was: removed ones are still referenced.
 struct Pair {
-    fs: TmpFs,
+    fs: Fs,
     model: Model,
     dirs: Vec<u64>,
 }
@@ -248,7 +248,7 @@ impl Pair {
     }
 }
 
-fn remove_all(fs: &TmpFs, dir: u64) {
+fn remove_all(fs: &Fs, dir: u64) {
     for (name, attr) in list(fs, dir) {
         if attr.kind == FileKind::Directory {
             remove_all(fs, attr.ino);

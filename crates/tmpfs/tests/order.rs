@@ -7,9 +7,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use common::{ME, MemStore, ROOT, fs_on, noise, read, truncate, vm, vm_on, write};
+use common::{Fs, ME, MemStore, ROOT, fs_on, noise, read, truncate, vm, vm_on, write};
 use futures_lite::future::block_on;
-use overspill_tmpfs::{FallocateMode, SetAttr, TmpFs, WriteFlags};
+use overspill_tmpfs::{FallocateMode, SetAttr, WriteFlags};
 use overspill_vm::{PAGE, testing};
 
 const P: u64 = PAGE as u64;
@@ -19,7 +19,7 @@ fn poll<F: Future>(future: &mut std::pin::Pin<&mut F>) -> Poll<F::Output> {
 }
 
 /// A file system whose memory is full of pages that only pageout can move.
-fn full() -> (TmpFs, u64) {
+fn full() -> (Fs, u64) {
     let fs = fs_on(&vm(32), 4096);
     let filler = fs.create(ROOT, b"filler", 0o644, ME).unwrap().ino;
     let noise = noise(8 * PAGE);
@@ -27,7 +27,7 @@ fn full() -> (TmpFs, u64) {
     loop {
         let mut write = pin!(fs.write(filler, offset, &noise, WriteFlags::default()));
         if poll(&mut write).is_pending() {
-            testing::block_on(fs.vm(), write).unwrap();
+            testing::block_on(&fs.pager, write).unwrap();
             break;
         }
         offset += noise.len() as u64;
@@ -67,10 +67,10 @@ fn a_truncation_waits_for_a_parked_write_and_goes_before_what_comes_after_it() {
     let mut reading = Box::pin(fs.read(ino, 0, &mut buf));
     assert!(poll(&mut reading.as_mut()).is_pending(), "a truncation was asked for before");
 
-    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
+    assert_eq!(testing::block_on(&fs.pager, writing), Ok(data.len()));
     assert_eq!(fs.getattr(ino).unwrap().size, 8 * P);
-    assert_eq!(testing::block_on(fs.vm(), cutting).unwrap().size, 3 * P + 9);
-    assert_eq!(testing::block_on(fs.vm(), reading), Ok(3 * PAGE + 9));
+    assert_eq!(testing::block_on(&fs.pager, cutting).unwrap().size, 3 * P + 9);
+    assert_eq!(testing::block_on(&fs.pager, reading), Ok(3 * PAGE + 9));
     assert!(buf[..3 * PAGE + 9].iter().all(|&byte| byte == 5));
     // Nothing of the write came back behind the cut.
     truncate(&fs, ino, 8 * P).unwrap();
@@ -85,8 +85,8 @@ fn a_punch_waits_for_a_parked_write() {
     assert!(poll(&mut writing).is_pending(), "memory is full");
     let mut punching = pin!(fs.fallocate(ino, P, P, FallocateMode::PunchHole, ME));
     assert!(poll(&mut punching).is_pending(), "a write is under way");
-    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
-    assert_eq!(testing::block_on(fs.vm(), punching), Ok(()));
+    assert_eq!(testing::block_on(&fs.pager, writing), Ok(data.len()));
+    assert_eq!(testing::block_on(&fs.pager, punching), Ok(()));
     assert_eq!(read(&fs, ino, 0, 3 * PAGE).unwrap(), [[5; PAGE], [0; PAGE], [5; PAGE]].concat());
 }
 
@@ -108,7 +108,7 @@ fn a_parked_write_stops_no_other_file_and_no_attribute() {
     // Removing the file under a write that waits: the write ends, then everything is given back.
     let before = fs.account().used();
     fs.unlink(ROOT, b"file").unwrap();
-    assert_eq!(testing::block_on(fs.vm(), writing), Ok(data.len()));
+    assert_eq!(testing::block_on(&fs.pager, writing), Ok(data.len()));
     assert_eq!(fs.account().used(), before);
 }
 
@@ -181,7 +181,7 @@ fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
     });
     let attr = fs.getattr(ino).unwrap();
     assert!(attr.size <= (PAGES + 1) * P && attr.blocks * 512 <= attr.size);
-    assert!(vm.stats().packed > 0, "memory was short");
+    assert!(vm.stats().compressed > 0, "memory was short");
     write(&fs, ino, 0, b"still here").unwrap();
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(fs.account().used(), 0);
@@ -203,7 +203,7 @@ fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
         assert!(fs.account().used() > used, "the first try wrote nothing");
     };
     let refuse = |keep: usize| {
-        let refused = testing::block_on(fs.vm(), fs.write(ino, 100, &data[..keep], WriteFlags::default()));
+        let refused = testing::block_on(&fs.pager, fs.write(ino, 100, &data[..keep], WriteFlags::default()));
         assert!(refused.as_ref().map_or(true, |&n| n < keep), "{refused:?}");
         refused.unwrap_or(0) as u64
     };
@@ -225,7 +225,7 @@ fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
         match grow {
             0 => drop(truncate(&fs, ino, 50 * P).unwrap()),
             1 => drop(write(&fs, ino, 50 * P, b"x").unwrap()),
-            _ => testing::block_on(fs.vm(), fs.mark_lost(ino, 50 * P, 1)).unwrap(),
+            _ => testing::block_on(&fs.pager, fs.mark_lost(ino, 50 * P, 1)).unwrap(),
         }
         let hole = read(&fs, ino, 100, 49 * PAGE).unwrap();
         assert!(hole.len() == 49 * PAGE && hole.iter().all(|&b| b == 0), "old bytes show, way {grow}");

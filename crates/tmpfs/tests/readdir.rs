@@ -4,14 +4,14 @@ mod common;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use common::{ME, ROOT, fs};
-use overspill_tmpfs::{FileKind, FsError, RenameMode, TmpFs};
+use common::{Fs, ME, ROOT, fs};
+use overspill_tmpfs::{FileKind, FsError, RenameMode};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 /// Up to `most` entries after a cookie.
-fn some(fs: &TmpFs, dir: u64, after: u64, most: usize) -> Vec<(u64, u64, Vec<u8>)> {
+fn some(fs: &Fs, dir: u64, after: u64, most: usize) -> Vec<(u64, u64, Vec<u8>)> {
     let mut found = Vec::new();
     fs.readdir(dir, after, &mut |entry| {
         if found.len() == most {

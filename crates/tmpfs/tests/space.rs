@@ -3,9 +3,10 @@
 mod common;
 
 use common::{
-    ME, MemStore, ROOT, config, fs, fs_on, list, noise, read, setattr, truncate, vm, vm_on, write, write_with,
+    Fs, ME, MemStore, ROOT, config, fs, fs_on, list, noise, read, setattr, truncate, vm, vm_on, write,
+    write_with,
 };
-use overspill_tmpfs::{FallocateMode, FsError, RenameMode, SetAttr, TmpFs, TmpFsConfig, WriteFlags};
+use overspill_tmpfs::{FallocateMode, FsError, RenameMode, SetAttr, TmpFsConfig, WriteFlags};
 use overspill_vm::{PAGE, VmError, testing};
 use std::sync::atomic::Ordering;
 
@@ -59,7 +60,7 @@ fn a_preallocation_that_cannot_fit_takes_nothing() {
     let fs = fs_on(&vm(256), 10);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     write(&fs, ino, 0, &[1; 2 * PAGE]).unwrap();
-    let falloc = |offset, len, mode| testing::block_on(fs.vm(), fs.fallocate(ino, offset, len, mode, ME));
+    let falloc = |offset, len, mode| testing::block_on(&fs.pager, fs.fallocate(ino, offset, len, mode, ME));
     let allocate = FallocateMode::Allocate { keep_size: false };
     assert_eq!(falloc(0, 1 << 50, allocate).unwrap_err().errno(), ENOSPC);
     assert_eq!(falloc(0, 11 * P, allocate).unwrap_err().errno(), ENOSPC);
@@ -75,7 +76,7 @@ fn a_preallocation_that_cannot_fit_takes_nothing() {
 #[test]
 fn inodes_are_limited_and_given_back() {
     let vm = vm(64);
-    let fs = TmpFs::new(TmpFsConfig { nr_inodes: Some(3), ..config(&vm, 10) }).unwrap();
+    let fs = Fs::new(&vm, TmpFsConfig { nr_inodes: Some(3), ..config(&vm, 10) });
     assert_eq!((fs.statfs().inodes, fs.statfs().inodes_free), (3, 2));
     let a = fs.create(ROOT, b"a", 0o644, ME).unwrap().ino;
     fs.mkdir(ROOT, b"b", 0o755, ME).unwrap();
@@ -227,10 +228,10 @@ fn a_refused_promise_reads_as_an_error_until_it_is_mended() {
     let fs = fs();
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     write(&fs, ino, 0, &[1; 3 * PAGE]).unwrap();
-    let lose = |offset, len| testing::block_on(fs.vm(), fs.mark_lost(ino, offset, len));
+    let lose = |offset, len| testing::block_on(&fs.pager, fs.mark_lost(ino, offset, len));
     lose(2 * P, 3 * P).unwrap();
     assert_eq!(fs.getattr(ino).unwrap().size, 5 * P);
-    testing::evict_all(fs.vm());
+    testing::evict_all(&fs.pager);
     assert_eq!(read(&fs, ino, 0, 2 * PAGE).unwrap(), [1; 2 * PAGE]);
     for page in 2..5 {
         assert_eq!(read(&fs, ino, page * P, 1).unwrap_err().errno(), EIO, "page {page}");
@@ -254,7 +255,7 @@ fn what_cannot_even_be_noted_as_lost_is_still_an_error() {
     write(&fs, ino, 0, &[1; 4 * PAGE]).unwrap();
     // A writer that never stops must not fill memory with notes of what it lost.
     for page in 4..400 {
-        testing::block_on(fs.vm(), fs.mark_lost(ino, page * P, P)).unwrap();
+        testing::block_on(&fs.pager, fs.mark_lost(ino, page * P, P)).unwrap();
     }
     assert_eq!(fs.account().used(), 4);
     assert_eq!(read(&fs, ino, 0, 4 * PAGE).unwrap(), [1; 4 * PAGE]);
@@ -273,7 +274,7 @@ fn a_damaged_store_is_an_error_never_wrong_bytes() {
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     let noise = noise(2 * PAGE);
     write(&fs, ino, 0, &noise).unwrap();
-    testing::evict_all(fs.vm());
+    testing::evict_all(&fs.pager);
     store.damage.store(true, Ordering::Relaxed);
     // The rest of its page cannot be had to clear it, nor does anybody get to see it.
     assert_eq!(truncate(&fs, ino, P + 10).unwrap().size, P + 10);

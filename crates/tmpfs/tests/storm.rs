@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use common::{ME, ROOT, fs_on, list, vm};
-use overspill_tmpfs::{FileKind, FsError, RenameMode, TmpFs};
+use common::{Fs, ME, ROOT, fs_on, list, vm};
+use overspill_tmpfs::{FileKind, FsError, RenameMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -16,7 +16,7 @@ const THREADS: u64 = 4;
 const ROUNDS: usize = 40_000;
 
 /// One random operation on a random pair of places. Almost any may fail; none may hang or do half.
-fn stir(fs: &TmpFs, rng: &mut StdRng, dirs: &mut Vec<u64>) {
+fn stir(fs: &Fs, rng: &mut StdRng, dirs: &mut Vec<u64>) {
     let name = |rng: &mut StdRng| vec![b'a' + rng.random_range(0..4_u8)];
     let dir = |rng: &mut StdRng, dirs: &[u64]| dirs[rng.random_range(0..dirs.len())];
     let (from, to) = (dir(rng, dirs), dir(rng, dirs));
@@ -57,7 +57,7 @@ fn stir(fs: &TmpFs, rng: &mut StdRng, dirs: &mut Vec<u64>) {
 }
 
 /// Walks the tree: links, parents, counts.
-fn check(fs: &TmpFs, dir: u64, names: &mut HashMap<u64, u32>) -> u64 {
+fn check(fs: &Fs, dir: u64, names: &mut HashMap<u64, u32>) -> u64 {
     let mut below = 1;
     let mut subdirs = 0;
     for (_, attr) in list(fs, dir) {
@@ -147,7 +147,7 @@ impl SpinBarrier {
     }
 }
 
-fn remove_all(fs: &TmpFs, dir: u64) {
+fn remove_all(fs: &Fs, dir: u64) {
     for (name, attr) in list(fs, dir) {
         if attr.kind == FileKind::Directory {
             remove_all(fs, attr.ino);

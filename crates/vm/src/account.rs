@@ -1,14 +1,14 @@
-//! Who is charged, for how much data may exist at all (R11): pages wherever they are, memory or store.
+//! Accounts: how much data may exist at all (R11), in pages, wherever they are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// From which part of an account a write may take.
+/// The part of an account that a write may take from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Space {
+pub enum Allowance {
     /// Up to the limit.
     Normal,
-    /// Up to the limit and the reserve: for data that somebody was already told is written.
+    /// Up to the limit and the reserve: for data that a writer was already told is written.
     Reserve,
 }
 
@@ -35,12 +35,12 @@ impl Account {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. Nothing is taken from who is above it already.
+    /// Changes the limit. An account above it keeps what it has.
     pub fn set_limit(&self, pages: u64) {
         self.limit.store(pages, Ordering::Relaxed);
     }
 
-    /// Pages beyond the limit open to [`Space::Reserve`].
+    /// Pages beyond the limit open to [`Allowance::Reserve`].
     pub fn reserve(&self) -> u64 {
         self.reserve.load(Ordering::Relaxed)
     }
@@ -55,10 +55,10 @@ impl Account {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn try_charge(&self, pages: u64, space: Space) -> bool {
-        let top = match space {
-            Space::Normal => self.limit(),
-            Space::Reserve => self.limit().saturating_add(self.reserve()),
+    pub(crate) fn try_charge(&self, pages: u64, allowance: Allowance) -> bool {
+        let top = match allowance {
+            Allowance::Normal => self.limit(),
+            Allowance::Reserve => self.limit().saturating_add(self.reserve()),
         };
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {

@@ -15,18 +15,16 @@ use std::collections::VecDeque;
 use std::future::Future;
 
 use overspill_slab::kept;
+use overspill_sys::Frame;
 use smallvec::SmallVec;
 
 use crate::error::VmError;
+use crate::page::{CHUNK, PAGE};
+use crate::revoke::Leases;
+use crate::signals::DriverSlot;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Arc, Mutex};
-use crate::ticket::{Pending, Sender, ticket};
-use crate::{Frame, PAGE};
-
-/// What the budget's owner is told when memory runs short. Called often: must be cheap and not block.
-pub(crate) trait Pressure: Send + Sync {
-    fn memory_is_short(&self);
-}
+use crate::wait::ticket::{Pending, Sender, ticket};
 
 pub(crate) struct Budget {
     /// Bytes charged, reservations included. Shared with the arena, whose frames take their bytes off themselves.
@@ -37,16 +35,21 @@ pub(crate) struct Budget {
     alive: AtomicUsize,
     /// Reservations ever made.
     made: AtomicU64,
-    limit: usize,
-    low: usize,
-    high: usize,
+    /// May change at any time ([`Budget::set_limit`]).
+    limit: AtomicUsize,
+    /// The most that it may become.
+    most: usize,
     waiters: Mutex<VecDeque<Waiter>>,
     /// `waiters.len()`, readable without the lock.
     waiting: AtomicUsize,
     /// Set while pageout has been asked for and has not come to rest.
     pub(crate) short: AtomicBool,
-    pressure: Box<dyn Pressure>,
+    driver: std::sync::Arc<DriverSlot>,
+    leases: Leases,
 }
+
+/// The smallest limit that one can be changed to: a chunk, the most that one reservation is for, is little of it.
+const LEAST: usize = 4 * CHUNK;
 
 kept!(counted Pending<Result<Reservation, VmError>>, "ticket for memory");
 
@@ -57,7 +60,7 @@ struct Waiter {
 
 impl std::fmt::Debug for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Budget({} of {})", self.charged(), self.limit)
+        write!(f, "Budget({} of {})", self.charged(), self.limit())
     }
 }
 
@@ -65,22 +68,21 @@ impl Budget {
     pub(crate) fn new(
         charged: Arc<std::sync::atomic::AtomicUsize>,
         limit: usize,
-        pressure: Box<dyn Pressure>,
+        most: usize,
+        driver: std::sync::Arc<DriverSlot>,
     ) -> Arc<Budget> {
-        // Enough for pageout to write while writers go on, small beside the budget.
-        let low = (limit / 32).clamp(4 * PAGE, 64 << 20);
         Arc::new(Budget {
             charged,
             metadata: AtomicUsize::new(0),
             alive: AtomicUsize::new(0),
             made: AtomicU64::new(0),
-            limit,
-            low,
-            high: low + low / 2,
+            limit: AtomicUsize::new(limit),
+            most,
             waiters: Mutex::new(VecDeque::new()),
             waiting: AtomicUsize::new(0),
             short: AtomicBool::new(false),
-            pressure,
+            driver,
+            leases: Leases::default(),
         })
     }
 
@@ -93,23 +95,64 @@ impl Budget {
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit. If more is charged than it allows, pageout makes the difference up and writers wait meanwhile.
+    ///
+    /// # Errors
+    /// [`VmError::Limit`] when it is beyond what memory was laid out for, or does not hold metadata and some pages.
+    pub(crate) fn set_limit(self: &Arc<Self>, limit: usize) -> Result<(), VmError> {
+        if limit > self.most || limit < LEAST + self.metadata() / 3 * 4 {
+            return Err(VmError::Limit);
+        }
+        self.limit.store(limit, Ordering::Relaxed);
+        self.grant();
+        self.kick_if_short();
+        Ok(())
+    }
+
+    /// The most that the limit may become.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The room that pageout keeps for writers while it works: small beside the budget.
+    fn low(&self) -> usize {
+        (self.limit() / 32).clamp(4 * PAGE, 64 << 20)
+    }
+
+    /// The room with which it rests.
+    fn high(&self) -> usize {
+        let low = self.low();
+        low + low / 2
     }
 
     /// Whether pageout should begin.
     pub(crate) fn below_low(&self) -> bool {
-        self.charged() + self.low > self.limit || self.has_waiters()
+        self.charged() + self.low() > self.limit() || self.has_waiters()
     }
 
     /// How many bytes pageout should free before it rests, given that `coming` bytes are on their way.
     pub(crate) fn wanted(&self, coming: usize) -> usize {
         let waiting = if self.has_waiters() { PAGE } else { 0 };
-        (self.charged() + self.high).saturating_sub(self.limit + coming).max(waiting.saturating_sub(coming))
+        (self.charged() + self.high())
+            .saturating_sub(self.limit() + coming)
+            .max(waiting.saturating_sub(coming))
     }
 
     /// Bytes that pages may take in all once pageout rests: what metadata and the room kept for writers leave.
     pub(crate) fn pageable(&self) -> usize {
-        self.limit.saturating_sub(self.high + self.metadata())
+        self.limit().saturating_sub(self.high() + self.metadata())
+    }
+
+    pub(crate) fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Takes off bytes that were on lease.
+    pub(crate) fn end_lease(self: &Arc<Self>, bytes: usize) {
+        self.uncharge(bytes);
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -118,13 +161,13 @@ impl Budget {
 
     /// The most one reservation may ask for: more could never be had.
     pub(crate) fn max_reservation(&self) -> usize {
-        self.limit / 2
+        self.limit() / 2
     }
 
     fn try_take(&self, bytes: usize) -> bool {
         let mut now = self.charged.load(Ordering::Relaxed);
         loop {
-            if now + bytes > self.limit {
+            if now + bytes > self.limit() {
                 return false;
             }
             // Acquire pairs with the Release of whoever uncharged: its memory is free before we use it.
@@ -148,7 +191,7 @@ impl Budget {
 
     fn kick_if_short(&self) {
         if self.below_low() && !self.short.swap(true, Ordering::AcqRel) {
-            self.pressure.memory_is_short();
+            self.driver.get().pageout_wanted();
         }
     }
 
@@ -167,6 +210,14 @@ impl Budget {
             return Ok(reservation);
         }
         self.wait(bytes)?.await.unwrap_or(Err(VmError::ShutDown))
+    }
+
+    /// Reserves `bytes` for pages if there is room and nobody waits for it.
+    pub(crate) fn reserve_now(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        if self.below_low() {
+            return None;
+        }
+        self.try_reserve(bytes)
     }
 
     fn wait(
@@ -248,20 +299,20 @@ impl Budget {
     /// What metadata may still take of its share, three quarters of the budget. Metadata that must be (of data that
     /// somebody was told is written) may go beyond.
     pub(crate) fn metadata_left(&self) -> usize {
-        (self.limit / 4 * 3).saturating_sub(self.metadata())
+        (self.limit() / 4 * 3).saturating_sub(self.metadata())
     }
 
     /// Whether metadata may go on beyond its share to say what was lost.
     pub(crate) fn has_room_for_notes(&self) -> bool {
-        self.metadata() < self.limit / 8 * 7
+        self.metadata() < self.limit() / 8 * 7
     }
 
     /// Whether `bytes` of metadata that must be could come upon us twice and leave too little for pages to move; or
     /// little of its share is left.
     pub(crate) fn metadata_is_short(&self, bytes: usize) -> bool {
-        let must_be = bytes.saturating_mul(2).min(self.limit / 2);
+        let must_be = bytes.saturating_mul(2).min(self.limit() / 2);
         let metadata = self.metadata();
-        metadata + must_be > self.limit / 8 * 7 || metadata > self.limit / 8 * 5
+        metadata + must_be > self.limit() / 8 * 7 || metadata > self.limit() / 8 * 5
     }
 
     /// Charges metadata that exists already or cannot be done without.
@@ -313,6 +364,11 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
+    /// Leaves its bytes charged, until [`Budget::end_lease`].
+    pub(crate) fn become_lease(mut self) {
+        self.bytes = 0;
+    }
+
     fn spend(&mut self, bytes: usize) {
         assert!(self.bytes >= bytes, "more than was reserved");
         self.bytes -= bytes;

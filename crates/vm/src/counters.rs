@@ -1,5 +1,4 @@
-//! What the VM has done and holds, for `stats`. Statistics only: nothing is decided by them but how much an eager
-//! pageout has left to do.
+//! Counters and gauges of the VM, for `stats`. They decide nothing but how much an eager pageout has left to do.
 
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -26,13 +25,13 @@ pub(crate) struct Counters {
     resident_pages: AtomicI64,
     dirty_pages: AtomicI64,
     stored_pages: AtomicI64,
-    /// Bytes that readers and writers were given and gave.
+    /// Bytes that readers got and writers gave.
     pub(crate) served: Counter,
-    /// Bytes that were moved for it, within this process: to and from frames, packed and unpacked, into batches (R30).
+    /// Bytes that were copied for that within this process: to and from frames, encoded and decoded, into batches (R30).
     pub(crate) copied: Counter,
-    pub(crate) packed: Counter,
-    pub(crate) unpacked: Counter,
-    pub(crate) repacked: Counter,
+    pub(crate) compressed: Counter,
+    pub(crate) bypassed: Counter,
+    pub(crate) recompressed: Counter,
     pub(crate) compacted: Counter,
     pub(crate) page_ins: Counter,
     pub(crate) page_outs: Counter,

@@ -1,4 +1,32 @@
-//! What can go wrong in the VM.
+//! Errors of the VM.
+
+use std::io;
+
+/// An I/O error, in a form that can be handed to every reader that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoFailure {
+    kind: io::ErrorKind,
+    errno: Option<i32>,
+}
+
+impl IoFailure {
+    /// The same failure as `error`, without its text.
+    #[must_use]
+    pub fn of(error: &io::Error) -> IoFailure {
+        IoFailure { kind: error.kind(), errno: error.raw_os_error() }
+    }
+}
+
+impl std::fmt::Display for IoFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.errno {
+            Some(errno) => io::Error::from_raw_os_error(errno).fmt(f),
+            None => self.kind.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for IoFailure {}
 
 /// Why an operation on an object failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,15 +41,21 @@ pub enum VmError {
     /// The bytes are gone: their slot in the store was damaged, or they were never taken in (EIO).
     #[error("the data of this page is lost")]
     Lost,
-    /// The store could not be read; it may be another time (EIO).
+    /// The store could not be read; another time it may be (EIO).
     #[error("the store could not be read")]
-    StoreRead,
+    StoreRead(#[source] IoFailure),
+    /// The source could not be read; another time it may be (EIO).
+    #[error("the source could not be read")]
+    SourceRead(#[source] IoFailure),
     /// The VM is going away (EIO).
     #[error("the pager is shutting down")]
     ShutDown,
+    /// The budget cannot be so small or so large.
+    #[error("memory cannot be limited to this: metadata does not fit, or it is more than was laid out for")]
+    Limit,
     /// The frame arena could not be made.
     #[error("the memory for page frames could not be reserved")]
-    Arena,
+    Arena(#[source] IoFailure),
 }
 
 impl From<overspill_slab::OutOfMemory> for VmError {

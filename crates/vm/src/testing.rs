@@ -8,15 +8,20 @@ use std::task::{Context, Poll, Waker};
 use overspill_slab::Ref;
 use overspill_sys::AlignedBuf;
 
-use crate::chunk::ChunkHandle as _;
-use crate::pageset::PageSet;
-use crate::{Io, Object, Step, Vm};
+use crate::memory::chunk::ChunkHandle as _;
+use crate::memory::records::{Place, StoreId};
+use crate::object::Object;
+use crate::page::{PAGE, PageSet};
+use crate::pagein::requests::{FillIo, ReadIo};
+use crate::pageout::daemon::Step;
+use crate::pageout::requests::WriteIo;
+use crate::pager::Pager;
 
 /// Polls `f` to its end; whenever it waits, pageout steps and the store's I/O is done in place.
 ///
 /// # Panics
 /// When `f` waits and nothing is left to do: a lost wake-up or a deadlock.
-pub fn block_on<F: Future>(vm: &Vm, f: F) -> F::Output {
+pub fn block_on<F: Future>(pager: &Pager, f: F) -> F::Output {
     let mut f = pin!(f);
     let mut cx = Context::from_waker(Waker::noop());
     let mut idle = 0;
@@ -24,78 +29,105 @@ pub fn block_on<F: Future>(vm: &Vm, f: F) -> F::Output {
         if let Poll::Ready(value) = f.as_mut().poll(&mut cx) {
             return value;
         }
-        idle = if run_once(vm) { 0 } else { idle + 1 };
-        assert!(idle < 100, "an operation waits and nothing is under way: {:?}", vm.stats());
+        idle = if run_once(pager) { 0 } else { idle + 1 };
+        assert!(idle < 100, "an operation waits and nothing is under way: {:?}", pager.stats());
     }
 }
 
-/// Does one thing that is there to be done: an I/O request, or a step of pageout. Returns whether there was one.
-pub fn run_once(vm: &Vm) -> bool {
-    if do_io(vm) {
+/// Does one thing: an I/O request, or a step of pageout. Returns true if there was one.
+pub fn run_once(pager: &Pager) -> bool {
+    if do_io(pager) {
         return true;
     }
-    match vm.pageout() {
+    match pager.pageout() {
         Step::Worked => true,
-        Step::AwaitStore => vm.store().is_some_and(|store| {
-            store.maintain(true);
+        Step::AwaitStore => {
+            pager.prepare_space();
             true
-        }),
-        Step::Rest | Step::AwaitIo | Step::Stuck => pass_time(vm),
+        }
+        Step::Rest | Step::AwaitIo | Step::Stuck => pass_time(pager),
     }
 }
 
-/// Lets time pass until somebody's has come. Returns whether anybody waited for it.
-pub fn pass_time(vm: &Vm) -> bool {
-    match vm.next_alarm() {
+/// Lets time pass until an operation's has come. Returns true if one waited for it.
+pub fn pass_time(pager: &Pager) -> bool {
+    match pager.next_alarm() {
         None => false,
         Some(at) => {
-            vm.tick(at);
+            pager.tick(at);
             true
         }
     }
 }
 
-/// Ends what is under way, so that [`check`] finds the VM at rest.
-pub fn settle(vm: &Vm) {
-    while do_io(vm) {}
+/// Ends the requests under way, so that [`check`] finds the VM at rest.
+pub fn settle(pager: &Pager) {
+    while do_io(pager) {}
 }
 
-fn do_io(vm: &Vm) -> bool {
-    match vm.next_io() {
+/// A request of any kind.
+#[derive(Debug)]
+pub enum Io {
+    /// To a store.
+    Write(WriteIo),
+    /// To a store.
+    Read(ReadIo),
+    /// To a source.
+    Fill(FillIo),
+}
+
+/// A request that no driver has taken, reads first.
+pub fn next_io(pager: &Pager) -> Option<Io> {
+    let read = pager.next_read().map(Io::Read);
+    read.or_else(|| pager.next_fill().map(Io::Fill)).or_else(|| pager.next_write().map(Io::Write))
+}
+
+fn do_io(pager: &Pager) -> bool {
+    match next_io(pager) {
         None => false,
         Some(io) => {
-            perform(vm, io);
+            perform(pager, io);
             true
         }
     }
 }
 
-/// Performs a request on the VM's store and completes it.
-pub fn perform(vm: &Vm, io: Io) {
-    let store = vm.store().expect("requests come with a store");
+/// Performs a request and completes it.
+///
+/// # Panics
+/// When it names a store that there is not.
+pub fn perform(pager: &Pager, io: Io) {
+    let store = |place: Place| pager.store(place.store).expect("requests name stores that there are");
     match io {
         Io::Write(write) => {
-            let result = store.write(write.start(), write.bytes());
-            vm.complete_write(write, result);
+            let place = write.place();
+            let result = store(place).write(place.block, write.bytes());
+            let (ticket, buf) = write.into_parts();
+            pager.complete_write(ticket, buf, result);
         }
         Io::Read(read) => {
             let mut buf = AlignedBuf::new(read.len());
-            let result = store.read(read.start(), &mut buf);
-            vm.complete_read(read, result.map(|()| &buf[..]));
+            let result = store(read.place()).read(read.place().block, &mut buf);
+            pager.complete_read(read, result.map(|()| &buf[..]));
+        }
+        Io::Fill(fill) => {
+            let mut buf = vec![0; FillIo::LEN];
+            let result = fill.source().fill(fill.offset(), &mut buf);
+            pager.complete_fill(fill, result.map(|()| &buf[..]));
         }
     }
 }
 
 /// Pages everything out, as far as that can be done.
-pub fn evict_all(vm: &Vm) {
-    vm.set_eager(true);
+pub fn evict_all(pager: &Pager) {
+    pager.set_eager(true);
     for _ in 0..100_000 {
-        if !run_once(vm) {
+        if !run_once(pager) {
             break;
         }
     }
-    vm.set_eager(false);
-    vm.pageout();
+    pager.set_eager(false);
+    pager.pageout();
 }
 
 /// What the pages that some object shows take of the store, as [`VmStats::stored_live_bytes`](crate::VmStats) should count it:
@@ -120,7 +152,7 @@ pub fn stored_live_bytes(objects: &[&Object]) -> u64 {
 ///
 /// # Panics
 /// When something does not add up.
-pub fn check(vm: &Vm, objects: &[&Object]) {
+pub fn check(pager: &Pager, objects: &[&Object]) {
     let mut seen_bytes = HashSet::new();
     let mut seen_extents = HashSet::new();
     let mut seen_chunks = HashSet::new();
@@ -146,31 +178,48 @@ pub fn check(vm: &Vm, objects: &[&Object]) {
             for cluster in state.clusters() {
                 if seen_extents.insert(Ref::as_ptr(&cluster.extent)) {
                     // Neighbouring extents share blocks.
-                    blocks.extend(cluster.extent.stored_blocks().into_iter().flatten());
-                    held += cluster.extent.held_cost();
+                    if let Some((id, range)) = cluster.extent.stored_blocks()
+                        && pager.store(id).is_some_and(|store| store.frees_parts())
+                    {
+                        blocks.extend(range.map(|block| (id, block)));
+                    }
+                    held += cluster.extent.payload_cost();
                 }
             }
         });
         assert_eq!(existing, object.pages(), "an object's count of pages");
     }
-    let stats = vm.stats();
-    assert_eq!(vm.writes_in_flight(), 0, "check needs a VM at rest");
+    let stats = pager.stats();
+    assert_eq!(pager.writes_in_flight(), 0, "check needs a VM at rest");
     assert_eq!(
         stats.charged_bytes,
-        page_bytes + held + stats.metadata_bytes,
+        page_bytes + held + stats.metadata_bytes + stats.leased_bytes,
         "the budget is pages, as they are or packed, and metadata, nothing else: {stats:?}"
     );
     assert_eq!(stats.compressed_bytes, held, "compressed memory");
-    assert!(stats.charged_bytes <= stats.limit_bytes + stats.metadata_bytes, "over budget: {stats:?}");
-    assert_eq!(stats.resident_bytes, resident * crate::PAGE, "resident pages");
-    assert_eq!(stats.dirty_bytes, dirty * crate::PAGE, "dirty pages");
-    assert_eq!(vm.0.counters.stored_pages(), stored, "pages in clusters");
+    // A limit that went down may be exceeded for as long as the stores are full.
+    let most = pager.pagein.memory.budget.most();
+    assert!(stats.charged_bytes <= most + stats.metadata_bytes, "over budget: {stats:?}");
+    assert_eq!(stats.resident_bytes, resident * PAGE, "resident pages");
+    assert_eq!(stats.dirty_bytes, dirty * PAGE, "dirty pages");
+    assert_eq!(pager.pagein.memory.counters.stored_pages(), stored, "pages in clusters");
     // Of three forks that give up pages one after the other not all is seen before one alone is left.
     let live = stored_live_bytes(objects);
     assert!(stats.stored_live_bytes >= live, "living bytes of the store: {live} are, {stats:?}");
-    let blocks = blocks.len() as u64;
-    assert_eq!(stats.stored_bytes, blocks * overspill_store::BLOCK as u64, "blocks of the store held");
-    if let Some(store) = vm.store() {
-        assert_eq!(store.usage().allocated_blocks, blocks, "blocks of the store allocated");
+    check_blocks(pager, &blocks);
+}
+
+/// Every block that a store has given is held, and by a living extent; where runs are freed whole, by one of its run.
+fn check_blocks(pager: &Pager, blocks: &HashSet<(StoreId, u64)>) {
+    let mut all = 0;
+    for (id, store) in pager.stores() {
+        let held = blocks.iter().filter(|(of, _)| *of == id).count() as u64;
+        let allocated = store.usage().allocated_blocks;
+        all += allocated;
+        if store.frees_parts() {
+            assert_eq!(allocated, held, "blocks allocated of {id:?}");
+        }
     }
+    let stored = pager.stats().stored_bytes;
+    assert_eq!(stored, all * overspill_store::BLOCK as u64, "blocks of the stores held");
 }

@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use overspill_store::MemStore;
-use overspill_store::codec::Method;
 use overspill_vm::testing::{block_on, check, evict_all, settle};
-use overspill_vm::{Account, CHUNK, Object, PAGE, Space, Vm, VmConfig};
+use overspill_vm::{Account, Allowance, CHUNK, Method, Object, PAGE, Pager, VmConfig};
 use proptest::prelude::*;
 
 /// Bytes the models span: a few chunks and then some, not a whole number of pages.
@@ -48,7 +47,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct World {
-    vm: Vm,
+    vm: Pager,
     account: Arc<Account>,
     objects: Vec<(Object, Vec<u8>)>,
 }
@@ -60,7 +59,7 @@ impl World {
         (config.batch_bytes, config.batches, config.fetch_slots) = (2 * CHUNK, 2, 2);
         config.method = method;
         config.memory_bytes = config.buffers(true) + 60 * PAGE;
-        let vm = Vm::new(&config, Some(Arc::new(MemStore::new(100_000)))).unwrap();
+        let vm = Pager::new(&config, vec![Arc::new(MemStore::new(100_000))]).unwrap();
         let account = Account::new(1 << 20);
         let objects = (0..3).map(|_| (vm.object(&account), vec![0; SPAN])).collect();
         World { vm, account, objects }
@@ -72,7 +71,7 @@ impl World {
             Op::Write { object, at, len, fill } => {
                 let data: Vec<u8> = (0..len).map(|i| fill.wrapping_add((i / 7) as u8)).collect();
                 let (object, model) = &mut self.objects[object];
-                block_on(&vm, object.write(at as u64, &data, Space::Normal)).unwrap();
+                block_on(&vm, object.write(at as u64, &data, Allowance::Normal)).unwrap();
                 model[at..at + len].copy_from_slice(&data);
             }
             Op::Read { object, at, len } => {

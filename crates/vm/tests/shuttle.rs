@@ -11,10 +11,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
-use overspill_store::codec::Method;
 use overspill_store::{FaultyStore, MemStore, Store};
 use overspill_vm::testing::{self, check, evict_all, perform, settle};
-use overspill_vm::{Account, CHUNK, Object, PAGE, Signals, Space, Step, Vm, VmConfig};
+use overspill_vm::{Account, Allowance, CHUNK, Method, Object, PAGE, Pager, Signals, Step, VmConfig};
 use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -80,7 +79,7 @@ impl Driver {
         self.changed.notify_all();
     }
 
-    fn run_pageout(&self, vm: &Vm) {
+    fn run_pageout(&self, vm: &Pager) {
         loop {
             // Time passes as soon as somebody waits for it.
             if let Some(at) = vm.next_alarm() {
@@ -88,7 +87,10 @@ impl Driver {
             }
             let on = match vm.pageout() {
                 Step::Worked => true,
-                Step::AwaitStore => !vm.store().is_some_and(|store| store.maintain(true)),
+                Step::AwaitStore => {
+                    vm.prepare_space();
+                    true
+                }
                 Step::Rest | Step::AwaitIo | Step::Stuck => self.wait(|flags| &mut flags.pageout),
             };
             if !on {
@@ -97,9 +99,9 @@ impl Driver {
         }
     }
 
-    fn run_io(&self, vm: &Vm) {
+    fn run_io(&self, vm: &Pager) {
         loop {
-            let Some(io) = vm.next_io() else {
+            let Some(io) = testing::next_io(vm) else {
                 if self.wait(|flags| &mut flags.io) {
                     continue;
                 }
@@ -112,7 +114,7 @@ impl Driver {
 }
 
 struct World {
-    vm: Vm,
+    vm: Pager,
     account: std::sync::Arc<Account>,
     driver: Arc<Driver>,
     driven: Arc<AtomicBool>,
@@ -132,7 +134,7 @@ impl World {
         // Through compressed memory, or past it.
         config.method = if thread_rng().gen_bool(0.5) { Method::Lz4 } else { Method::None };
         config.memory_bytes = config.buffers(store.is_some()) + pages * PAGE;
-        let vm = Vm::new(&config, store).unwrap();
+        let vm = Pager::new(&config, store.into_iter().collect()).unwrap();
         let driver = Arc::new(Driver::default());
         vm.set_signals(driver.clone());
         World { vm, account: Account::new(1 << 20), driver, driven: Arc::default() }
@@ -205,7 +207,7 @@ fn run_all(jobs: Vec<Job>) {
 #[derive(Clone)]
 struct Paged {
     object: Arc<Object>,
-    vm: Vm,
+    vm: Pager,
     driven: Arc<AtomicBool>,
 }
 
@@ -223,7 +225,7 @@ impl Paged {
     }
 
     fn write_part(&self, page: u64, at: usize, data: &[u8]) {
-        self.wait(self.object.write(page * PAGE as u64 + at as u64, data, Space::Normal)).unwrap();
+        self.wait(self.object.write(page * PAGE as u64 + at as u64, data, Allowance::Normal)).unwrap();
     }
 
     fn bytes(&self, page: u64) -> Vec<u8> {
@@ -479,7 +481,7 @@ fn writers_wait_for_pageout() {
             let object = objects[n].clone();
             job(move || {
                 let (data, at) = (vec![7; pages * PAGE], u64::from(hasty) * (pages * PAGE) as u64);
-                let write = || object.object.write(at, &data, Space::Normal);
+                let write = || object.object.write(at, &data, Allowance::Normal);
                 let began = hasty && pin!(write()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
                 if !began {
                     block_on(write()).unwrap();

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use overspill_vm::testing::perform;
-use overspill_vm::{Io, Signals, Step, Vm};
+use overspill_vm::testing::{Io, perform};
+use overspill_vm::{Pager, Signals, Step};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -20,6 +20,7 @@ struct Heard {
     pageout: AtomicBool,
     reads: AtomicBool,
     writes: AtomicBool,
+    fills: AtomicBool,
     clock: AtomicU64,
 }
 
@@ -36,7 +37,11 @@ impl Signals for Heard {
         self.writes.store(true, Ordering::Relaxed);
     }
 
-    /// Whoever passes the time looks for alarms itself.
+    fn fills_ready(&self) {
+        self.fills.store(true, Ordering::Relaxed);
+    }
+
+    /// The simulation looks for alarms itself.
     fn alarm(&self, _at: u64) {}
 
     fn nanoseconds(&self) -> u64 {
@@ -69,35 +74,40 @@ impl Thread {
 
 /// All of them.
 pub(super) struct Driver {
-    vm: Vm,
+    pager: Pager,
     heard: Arc<Heard>,
     pageout: Thread,
     reader: Thread,
     writer: Thread,
+    filler: Thread,
     /// Pageout waits for space that upkeep must prepare.
     wants_space: bool,
-    /// Requests at the store, and when they are done.
+    /// Requests at stores and sources, and when they are done.
     at_store: Vec<(u64, Io)>,
     /// Ticks.
     pub(super) now: u64,
-    /// Turns in which a helper packed something.
+    /// Writes to the second store.
+    pub(super) to_second: u64,
+    /// Turns in which a helper evicted something.
     pub(super) helped: u64,
 }
 
 impl Driver {
-    pub(super) fn new(vm: &Vm) -> Driver {
+    pub(super) fn new(pager: &Pager) -> Driver {
         let heard = Arc::new(Heard::default());
-        vm.set_signals(heard.clone());
+        pager.set_signals(heard.clone());
         Driver {
-            vm: vm.clone(),
+            pager: pager.clone(),
             heard,
             pageout: Thread::default(),
             reader: Thread::default(),
             writer: Thread::default(),
+            filler: Thread::default(),
             wants_space: false,
             at_store: Vec::new(),
             now: 0,
             helped: 0,
+            to_second: 0,
         }
     }
 
@@ -105,8 +115,8 @@ impl Driver {
     pub(super) fn tick(&mut self) {
         self.now = (self.now + 1).max(self.heard.clock.load(Ordering::Relaxed) / TICK);
         self.heard.clock.fetch_max(self.now * TICK, Ordering::Relaxed);
-        if self.vm.next_alarm().is_some_and(|at| at <= self.now * TICK) {
-            self.vm.tick(self.now * TICK);
+        if self.pager.next_alarm().is_some_and(|at| at <= self.now * TICK) {
+            self.pager.tick(self.now * TICK);
         }
     }
 
@@ -115,9 +125,10 @@ impl Driver {
         match rng.random_range(0..45) {
             0..15 => self.page_out(),
             15..23 => self.take_reads(rng),
-            23..30 => self.take_write(rng),
+            23..28 => self.take_write(rng),
+            28..30 => self.take_fill(rng),
             30..42 => self.complete_io(rng),
-            42 => self.helped += u64::from(self.vm.help_pageout()),
+            42 => self.helped += u64::from(self.pager.help_pageout()),
             _ => self.keep_up(),
         }
     }
@@ -126,7 +137,7 @@ impl Driver {
         if !self.pageout.wakes(&self.heard.pageout) {
             return;
         }
-        match self.vm.pageout() {
+        match self.pager.pageout() {
             Step::Worked => {}
             Step::AwaitStore => {
                 self.wants_space = true;
@@ -139,9 +150,7 @@ impl Driver {
     /// Upkeep: space for pageout, if it waits for some.
     fn keep_up(&mut self) {
         if std::mem::take(&mut self.wants_space) {
-            if let Some(store) = self.vm.store() {
-                store.maintain(true);
-            }
+            self.pager.prepare_space();
             self.heard.pageout_wanted();
         }
     }
@@ -151,7 +160,7 @@ impl Driver {
             return;
         }
         let mut reads = Vec::new();
-        self.vm.next_reads(rng.random_range(1..64) << 12, &mut reads);
+        self.pager.next_reads(rng.random_range(1..64) << 12, &mut reads);
         self.reader.is_up = !reads.is_empty();
         for read in reads {
             self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Read(read)));
@@ -162,9 +171,22 @@ impl Driver {
         if !self.writer.wakes(&self.heard.writes) {
             return;
         }
-        match self.vm.next_write() {
-            Some(write) => self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Write(write))),
+        match self.pager.next_write() {
+            Some(write) => {
+                self.to_second += u64::from(write.place().store.0 > 0);
+                self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Write(write)));
+            }
             None => self.writer.is_up = false,
+        }
+    }
+
+    fn take_fill(&mut self, rng: &mut StdRng) {
+        if !self.filler.wakes(&self.heard.fills) {
+            return;
+        }
+        match self.pager.next_fill() {
+            Some(fill) => self.at_store.push((self.now + rng.random_range(0..SLOWEST), Io::Fill(fill))),
+            None => self.filler.is_up = false,
         }
     }
 
@@ -174,7 +196,7 @@ impl Driver {
             return;
         }
         let (_, io) = self.at_store.swap_remove(due[rng.random_range(0..due.len())]);
-        perform(&self.vm, io);
+        perform(&self.pager, io);
     }
 
     /// Whether any of them can do something now, or will by itself when time passes. If not, only a client can.
@@ -182,9 +204,10 @@ impl Driver {
         self.pageout.may_run(&self.heard.pageout)
             || self.reader.may_run(&self.heard.reads)
             || self.writer.may_run(&self.heard.writes)
+            || self.filler.may_run(&self.heard.fills)
             || self.wants_space
             || !self.at_store.is_empty()
-            || self.vm.next_alarm().is_some()
+            || self.pager.next_alarm().is_some()
     }
 
     /// Where all wait for time to pass, it passes.
@@ -192,9 +215,10 @@ impl Driver {
         let busy = self.pageout.may_run(&self.heard.pageout)
             || self.reader.may_run(&self.heard.reads)
             || self.writer.may_run(&self.heard.writes)
+            || self.filler.may_run(&self.heard.fills)
             || self.wants_space;
         let due = self.at_store.iter().map(|(due, _)| *due);
-        let next = due.chain(self.vm.next_alarm().map(|at| at.div_ceil(TICK))).min();
+        let next = due.chain(self.pager.next_alarm().map(|at| at.div_ceil(TICK))).min();
         if let Some(next) = next.filter(|&next| !busy && next > self.now) {
             self.now = next - 1;
             self.tick();

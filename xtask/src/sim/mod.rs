@@ -10,8 +10,11 @@
 //!   signal that is lost leaves operations waiting, which is found when all comes to rest.
 //! - [`world`]: the clients with their operations, several on one object, some dropped half way and begun anew.
 
+mod clients;
 mod driver;
 mod model;
+mod origin;
+mod tally;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,7 +47,7 @@ impl Default for SimArgs {
 /// # Errors
 /// The seed that failed and how to replay it.
 pub(crate) fn simulate(args: &SimArgs) -> Result<(), String> {
-    let mut total = world::Tally::default();
+    let mut total = tally::Tally::default();
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut world = World::new(seed, args.trace);

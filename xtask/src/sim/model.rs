@@ -65,6 +65,15 @@ impl Model {
         Model { pages: vec![page; pages] }
     }
 
+    /// An object that has these bytes, whole pages.
+    pub(crate) fn of(bytes: &[u8]) -> Model {
+        let mut model = Model::new(bytes.len() / PAGE);
+        for (page, bytes) in model.pages.iter_mut().zip(bytes.chunks_exact(PAGE)) {
+            page.possible = vec![bytes.into()];
+        }
+        model
+    }
+
     /// Whether a change of these bytes can begin: no other one is at their pages.
     pub(crate) fn is_free(&self, at: usize, len: usize) -> bool {
         parts(at, len).all(|(page, ..)| self.pages[page].coming.is_none())

@@ -1,25 +1,24 @@
 //! Everything that can happen, chosen by one seed.
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
-use std::future::{Future, poll_fn};
-use std::ops::AddAssign;
-use std::pin::Pin;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use overspill_slab::{CpuMode, choose_cpu_mode, inject};
-use overspill_store::codec::Method;
-use overspill_store::{Faults, FaultyStore, MemStore};
+use overspill_store::{FaultCounts, Faults, FaultyStore, MemStore, Store};
 use overspill_vm::testing::check;
-use overspill_vm::{Account, CHUNK, Object, PAGE, Space, Vm, VmConfig, VmError};
+use overspill_vm::{Account, Allowance, CHUNK, Method, Object, PAGE, Pager, VmConfig, VmError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::clients::{Subject, Task, Woken, begun_anew, discard};
 use super::driver::Driver;
 use super::model::{Model, Outcome};
+use super::origin::{Origin, Tenant};
+use super::tally::Tally;
 
 const OBJECTS: usize = 4;
 /// Pages of each object: several chunks, more than the budget in sum.
@@ -27,120 +26,14 @@ const PAGES: usize = 72;
 /// Operations under way at once, at most.
 const CLIENTS: usize = 6;
 
-/// What a run came to.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
-    operations: u64,
-    page_outs: u64,
-    page_ins: u64,
-    repacked: u64,
-    unpacked: u64,
-    faults: u64,
-    refused: u64,
-    /// Operations that were dropped while they waited, and begun anew.
-    begun_anew: u64,
-    /// Turns of a helper, and segments compacted.
-    helped: u64,
-    compacted: u64,
-    checks: u64,
-}
-
-impl Tally {
-    /// Whether a good number of seeds came to nothing in some respect.
-    pub(crate) fn is_idle(&self) -> bool {
-        [
-            self.page_outs,
-            self.page_ins,
-            self.repacked,
-            self.unpacked,
-            self.faults,
-            self.refused,
-            self.begun_anew,
-            self.helped,
-            self.compacted,
-            self.checks,
-        ]
-        .contains(&0)
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Tally) {
-        self.operations += other.operations;
-        self.page_outs += other.page_outs;
-        self.page_ins += other.page_ins;
-        self.repacked += other.repacked;
-        self.unpacked += other.unpacked;
-        self.faults += other.faults;
-        self.refused += other.refused;
-        self.begun_anew += other.begun_anew;
-        self.helped += other.helped;
-        self.compacted += other.compacted;
-        self.checks += other.checks;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} operations, {} refused, {} begun anew, {} pages out, {} in, {} repacked, {} unpacked, {} helped, \
-             {} compacted, {} faults, {} full checks",
-            self.operations,
-            self.refused,
-            self.begun_anew,
-            self.page_outs,
-            self.page_ins,
-            self.repacked,
-            self.unpacked,
-            self.helped,
-            self.compacted,
-            self.faults,
-            self.checks
-        )
-    }
-}
-
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-/// An object, what it should hold, and who is at it.
-struct Subject {
-    object: Rc<Object>,
-    model: Model,
-    /// Changes and reads under way.
-    changes: usize,
-    readers: usize,
-}
-
-impl Subject {
-    fn new(object: Object, model: Model) -> Subject {
-        Subject { object: Rc::new(object), model, changes: 0, readers: 0 }
-    }
-
-    fn is_quiet(&self) -> bool {
-        self.changes == 0 && self.readers == 0
-    }
-}
-
-struct Task {
-    /// What it does, for who looks for the reason why it does not end.
-    what: String,
-    future: Pin<Box<dyn Future<Output = ()>>>,
-    woken: Arc<Woken>,
-}
-
 /// What operations share with the world.
 #[derive(Clone)]
 struct Shared {
     subjects: Rc<RefCell<Vec<Subject>>>,
     tally: Rc<RefCell<Tally>>,
-    faults: Arc<Faults>,
+    /// Of the first store, and of the second, if there is one.
+    faults: Vec<Arc<Faults>>,
+    origin: Arc<Origin>,
     now: Rc<Cell<u64>>,
     /// The store has refused everything for so long that waiters may be refused.
     was_broken: Rc<Cell<bool>>,
@@ -150,9 +43,13 @@ struct Shared {
 
 pub(crate) struct World {
     rng: StdRng,
-    vm: Vm,
+    pager: Pager,
     account: Arc<Account>,
     driver: Driver,
+    tenant: Tenant,
+    /// Bytes that the memory may change to, and those that may be charged until pageout has made up for a change.
+    memories: [usize; 2],
+    charged_at_most: usize,
     shared: Shared,
     tasks: Vec<Task>,
 }
@@ -186,13 +83,23 @@ impl World {
             Mode::NoObjects,
         ];
         let mode = modes[rng.random_range(0..modes.len())];
-        let store = MemStore::unprepared(50_000);
-        let store = if rng.random_ratio(1, 4) { store.separating() } else { store };
-        let store = FaultyStore::new(Arc::new(store), seed);
-        let faults = store.faults();
-        faults.not_ready.store(20_000, Ordering::Relaxed);
+        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
+        let mut faults = Vec::new();
+        for number in 0..rng.random_range(1..=2) {
+            let mut store = MemStore::unprepared(50_000);
+            if rng.random_ratio(1, 4) {
+                store = store.separating();
+            }
+            if rng.random_ratio(1, 4) {
+                store = store.freeing_whole_runs();
+            }
+            let store = FaultyStore::new(Arc::new(store), seed ^ number);
+            store.faults().not_ready.store(20_000, Ordering::Relaxed);
+            faults.push(store.faults());
+            stores.push(Arc::new(store));
+        }
         if mode == Mode::Full {
-            faults.full_after.store(rng.random_range(0..80), Ordering::Relaxed);
+            faults[0].full_after.store(rng.random_range(0..80), Ordering::Relaxed);
         }
         let mut config = VmConfig::new(4 << 20);
         config.batches = rng.random_range(1..4);
@@ -201,21 +108,25 @@ impl World {
         if rng.random_ratio(1, 3) {
             config.method = Method::None;
         }
-        config.repack = rng.random();
+        config.recompress = rng.random();
         config.always_bypass = rng.random_ratio(1, 4);
         config.memory_bytes = config.buffers(true) + rng.random_range(36..120) * PAGE;
-        let vm = Vm::new(&config, Some(Arc::new(store))).expect("a legal layout");
-        let driver = Driver::new(&vm);
+        config.most_memory_bytes = config.memory_bytes + 40 * PAGE;
+        let memories = [config.memory_bytes, config.most_memory_bytes];
+        let pager = Pager::new(&config, stores).expect("a legal layout");
+        let (driver, tenant) = (Driver::new(&pager), Tenant::new(&pager));
+        let origin = Origin::new(seed, PAGES * PAGE - 1234);
         if mode == Mode::NoObjects {
             inject::fail_one_in(rng.random_range(2..200), seed);
         }
         let limit = if mode == Mode::AccountFull { 100 } else { 1 << 20 };
         let account = Account::new(limit);
-        let subject = || Subject::new(vm.object(&account), Model::new(PAGES));
+        let subject = || Subject::new(pager.object(&account), Model::new(PAGES));
         let subjects = Rc::new(RefCell::new((0..OBJECTS).map(|_| subject()).collect()));
         let (tally, now, was_broken) = (Rc::default(), Rc::default(), Rc::default());
-        let shared = Shared { subjects, tally, faults, now, was_broken, mode, trace };
-        World { rng, vm, account, driver, shared, tasks: Vec::new() }
+        let shared = Shared { subjects, tally, faults, origin, now, was_broken, mode, trace };
+        let charged_at_most = pager.stats().limit_bytes;
+        World { rng, pager, account, driver, tenant, memories, charged_at_most, shared, tasks: Vec::new() }
     }
 
     /// What is wrong with this seed's store.
@@ -239,36 +150,70 @@ impl World {
             25..55 => self.poll_some(),
             55..97 => self.driver.step(&mut self.rng),
             97 => self.change_faults(),
-            98 => self.vm.maintain(),
+            98 => self.change_memory(),
             _ if self.rng.random_ratio(1, 4) => self.come_to_rest(),
-            _ if self.rng.random_ratio(1, 4) => self.vm.set_eager(self.rng.random()),
+            _ if self.rng.random_ratio(1, 4) => self.pager.set_eager(self.rng.random()),
             _ => {}
         }
-        let stats = self.vm.stats();
+        self.hold_to_budget();
+    }
+
+    /// What is charged stays below the limit; after the limit went down, what is above it only shrinks.
+    fn hold_to_budget(&mut self) {
+        let stats = self.pager.stats();
+        let pages = stats.charged_bytes.saturating_sub(stats.metadata_bytes);
+        // Pageout takes the memory for a cluster before it frees the pages.
+        let under_way = if self.charged_at_most > stats.limit_bytes { 2 * CHUNK } else { 0 };
         assert!(
-            stats.charged_bytes <= stats.limit_bytes + stats.metadata_bytes,
-            "over budget at {}: {stats:?}",
-            self.driver.now
+            pages <= self.charged_at_most + under_way,
+            "over budget at {}: at most {}, {stats:?}",
+            self.driver.now,
+            self.charged_at_most
         );
+        self.charged_at_most = self.charged_at_most.min(pages).max(stats.limit_bytes);
+    }
+
+    /// Memory goes up or down, is given back to the kernel, or is lent.
+    fn change_memory(&mut self) {
+        match self.rng.random_range(0..4) {
+            0 => {
+                let bytes = self.memories[self.rng.random_range(0..2)];
+                // Refused where metadata alone would not fit.
+                let _ = self.pager.set_memory(bytes);
+                self.charged_at_most = self.charged_at_most.max(self.pager.stats().limit_bytes);
+            }
+            1 => self.tenant.gives_back(),
+            2 if self.tasks.len() < CLIENTS && self.tenant.lease.bytes() < 8 * PAGE => {
+                let (lease, shared) = (self.tenant.lease.clone(), self.shared.clone());
+                let bytes = PAGE * self.rng.random_range(1..4);
+                self.spawn("lease".to_owned(), async move {
+                    if let Err(error) = lease.grow(bytes).await {
+                        shared.refused("lease", 0, 0, error);
+                    }
+                });
+            }
+            _ => self.pager.maintain(),
+        }
     }
 
     fn tick(&mut self) {
         self.driver.tick();
         self.shared.now.set(self.driver.now);
-        let broken = self.shared.was_broken.get() || self.vm.is_store_broken();
+        let broken = self.shared.was_broken.get() || self.pager.is_store_broken();
         self.shared.was_broken.set(broken);
     }
 
     fn change_faults(&mut self) {
         let chance = |rng: &mut StdRng| if rng.random() { 0 } else { rng.random_range(0..300_000) };
-        let f = &self.shared.faults;
+        let which = self.rng.random_range(0..self.shared.faults.len());
+        let f = &self.shared.faults[which];
         let set: &[_] = match self.shared.mode {
             // Now and then it refuses all.
             Mode::FailsWrites if self.rng.random_ratio(1, 4) => {
                 return f.write_error.store(1_000_000, Ordering::Relaxed);
             }
             Mode::FailsWrites => &[&f.write_error, &f.torn_error],
-            Mode::FailsReads => &[&f.read_error],
+            Mode::FailsReads => &[&f.read_error, &self.shared.origin.error],
             Mode::Damages => {
                 &[&f.read_flip, &f.write_flip, &f.torn_silent, &f.misdirected_write, &f.misdirected_read]
             }
@@ -314,13 +259,13 @@ impl World {
         match self.rng.random_range(0..10) {
             0..4 => self.begin_read(who, at, len),
             _ if self.rng.random_ratio(1, 50) => {
-                let vm = self.vm.clone();
+                let pager = self.pager.clone();
                 self.spawn("compaction".to_owned(), async move {
-                    vm.compact().await;
+                    pager.compact().await;
                 });
             }
             _ if self.rng.random_ratio(1, 10) => {
-                self.vm.repack();
+                self.pager.recompress();
             }
             4..8 if is_free => self.begin_write(who, at, len),
             8 if is_free => self.begin_zero(who, at, len),
@@ -401,7 +346,7 @@ impl World {
         let (drops, shared) = (self.drops(), self.shared.clone());
         let object = self.begin_change(who, at, &data);
         self.spawn(said, async move {
-            let write = || object.write(at as u64, &data, Space::Normal);
+            let write = || object.write(at as u64, &data, Allowance::Normal);
             let (result, dropped) = begun_anew(drops, &shared.tally, write).await;
             let subject = &mut shared.subjects.borrow_mut()[who];
             subject.changes -= 1;
@@ -436,7 +381,7 @@ impl World {
             if let Err(error) = result {
                 shared.refused("zero", who, at, error);
                 // The pages at its ends may be zeroed or not; finish it in the plainest way.
-                discard(&object, at / PAGE, (at + len).div_ceil(PAGE), shared.mode);
+                discard(&object, at / PAGE, (at + len).div_ceil(PAGE), shared.mode == Mode::NoObjects);
             }
             let subject = &mut shared.subjects.borrow_mut()[who];
             subject.changes -= 1;
@@ -467,7 +412,7 @@ impl World {
         self.say(["discard", "be forked,", "be replaced,"][what], who, at, len);
         match what {
             0 if subjects[who].model.is_free(bytes.0, bytes.1) => {
-                discard(&subjects[who].object, first, end, shared.mode);
+                discard(&subjects[who].object, first, end, shared.mode == Mode::NoObjects);
                 subjects[who].model.write(bytes.0, &vec![0; bytes.1], self.driver.now);
             }
             1 if other != who && subjects[who].changes == 0 && subjects[other].is_quiet() => {
@@ -476,39 +421,51 @@ impl World {
                 subjects[other] = Subject::new(object, model);
             }
             2 if self.shared.mode != Mode::AccountFull && subjects[who].is_quiet() => {
-                subjects[who] = Subject::new(self.vm.object(&self.account), Model::new(PAGES));
+                subjects[who] = self.new_subject();
             }
             _ => return,
         }
         shared.tally.borrow_mut().operations += 1;
     }
 
+    /// An empty object, or one that has its bytes from the source.
+    fn new_subject(&self) -> Subject {
+        // The driver's clock is as good as the seed to choose by, and asks nothing of it.
+        if self.driver.now.is_multiple_of(2) {
+            return Subject::new(self.pager.object(&self.account), Model::new(PAGES));
+        }
+        let origin = self.shared.origin.clone();
+        let model = Model::of(&origin.bytes(PAGES * PAGE));
+        Subject::new(self.pager.object_from(origin, &self.account), model)
+    }
+
     /// Lets everything under way end, in simulated time, and checks all there is. Where nobody can go on, and operations
     /// wait, a signal was lost.
     fn come_to_rest(&mut self) {
-        self.vm.set_eager(false);
+        self.pager.set_eager(false);
         for _ in 0..400_000 {
+            self.tenant.gives_back();
             let is_woken = |task: &Task| task.woken.0.load(Ordering::Acquire);
             if !self.driver.may_run() && !self.tasks.iter().any(is_woken) {
                 assert!(
                     self.tasks.is_empty(),
                     "a signal was lost: nobody is at work, and these wait: {:#?}\n{:#?}",
                     self.waiting(),
-                    self.vm
+                    self.pager
                 );
                 return self.check();
             }
             if !self.tasks.iter().any(is_woken) {
                 self.driver.skip_idle_time();
             }
-            if self.tasks.is_empty() && self.vm.is_store_broken() {
+            if self.tasks.is_empty() && self.pager.is_store_broken() {
                 // Nobody waits, but pageout would try for ever.
-                self.shared.faults.write_error.store(0, Ordering::Relaxed);
+                self.shared.faults.iter().for_each(|faults| faults.write_error.store(0, Ordering::Relaxed));
             }
             self.tick();
             if self.rng.random_ratio(1, 4) { self.poll_some() } else { self.driver.step(&mut self.rng) }
         }
-        panic!("these never end: {:#?}\n{:#?}", self.waiting(), self.vm);
+        panic!("these never end: {:#?}\n{:#?}", self.waiting(), self.pager);
     }
 
     fn waiting(&self) -> Vec<&str> {
@@ -518,7 +475,7 @@ impl World {
     fn check(&self) {
         let subjects = self.shared.subjects.borrow();
         let objects: Vec<&Object> = subjects.iter().map(|subject| &*subject.object).collect();
-        check(&self.vm, &objects);
+        check(&self.pager, &objects);
         for subject in subjects.iter() {
             for page in 0..PAGES {
                 if subject.model.page_has_data(page) {
@@ -536,30 +493,31 @@ impl World {
     /// Compaction comes to its end where nothing stands in its way.
     fn compact_to_the_end(&mut self) {
         let mut turns = 0;
-        while self.vm.wants_compaction() {
+        while self.pager.wants_compaction() {
             for _ in 0..4 {
-                let vm = self.vm.clone();
+                let pager = self.pager.clone();
                 self.spawn("compaction".to_owned(), async move {
-                    vm.compact().await;
+                    pager.compact().await;
                 });
             }
             self.come_to_rest();
-            self.vm.set_eager(true);
+            self.pager.set_eager(true);
             (0..2_000).for_each(|_| {
                 self.tick();
                 self.driver.step(&mut self.rng);
             });
             self.come_to_rest();
             turns += 1;
-            assert!(turns < 200, "compaction never ends: {:?}", self.vm.stats());
+            assert!(turns < 200, "compaction never ends: {:?}", self.pager.stats());
         }
     }
 
     /// Ends the run: all faults stop, every byte is read once more, and everything is given back.
     pub(crate) fn finish(mut self) -> Tally {
         self.come_to_rest();
-        let counts = self.shared.faults.counts();
-        self.shared.faults.stop();
+        let counts = self.shared.injected();
+        self.shared.faults.iter().for_each(|faults| faults.stop());
+        self.shared.origin.error.store(0, Ordering::Relaxed);
         if self.shared.mode == Mode::Sound {
             self.compact_to_the_end();
         }
@@ -570,17 +528,20 @@ impl World {
             }
         }
         self.come_to_rest();
+        self.tenant.lease.shrink(usize::MAX);
         self.shared.subjects.borrow_mut().clear();
         self.come_to_rest();
-        let stats = self.vm.stats();
+        let stats = self.pager.stats();
         assert_eq!(stats.charged_bytes, 0, "all memory comes back: {stats:?}");
         assert_eq!(stats.stored_live_bytes, 0, "nothing lives in the store: {stats:?}");
         assert_eq!(self.account.used(), 0, "all pages come back");
         let mut tally = *self.shared.tally.borrow();
         tally.page_outs = stats.page_outs;
         tally.page_ins = stats.page_ins;
-        tally.repacked = stats.repacked;
-        tally.unpacked = stats.unpacked;
+        tally.recompressed = stats.recompressed;
+        tally.bypassed = stats.bypassed;
+        tally.fills = self.shared.origin.reads();
+        tally.taken_over = self.driver.to_second;
         tally.compacted = stats.compacted;
         tally.helped = self.driver.helped;
         tally.faults = counts.errors + counts.corruptions;
@@ -589,13 +550,22 @@ impl World {
 }
 
 impl Shared {
+    /// Faults that the stores have injected.
+    fn injected(&self) -> FaultCounts {
+        let counts = self.faults.iter().map(|faults| faults.counts());
+        counts.fold(FaultCounts::default(), |all, one| FaultCounts {
+            errors: all.errors + one.errors,
+            corruptions: all.corruptions + one.corruptions,
+        })
+    }
+
     /// An operation was refused: asserts that it may be, with this seed.
     fn refused(&self, what: &str, who: usize, at: usize, error: VmError) {
         if self.trace {
             println!("       object {who}: {what} at {at} failed: {error}");
         }
         self.tally.borrow_mut().refused += 1;
-        let injected = self.faults.counts();
+        let injected = self.injected();
         let excused = match error {
             VmError::NoSpace => self.mode == Mode::AccountFull,
             VmError::NoMemory => match self.mode {
@@ -603,48 +573,11 @@ impl Shared {
                 Mode::FailsWrites => self.was_broken.get(),
                 _ => false,
             },
-            VmError::StoreRead => self.mode == Mode::FailsReads && injected.errors > 0,
+            VmError::StoreRead(_) => self.mode == Mode::FailsReads && injected.errors > 0,
+            VmError::SourceRead(_) => self.mode == Mode::FailsReads && self.origin.failed() > 0,
             VmError::Lost => self.mode == Mode::Damages && injected.corruptions > 0,
             _ => false,
         };
         assert!(excused, "{error} in mode {:?} after {injected:?}", self.mode);
     }
-}
-
-/// Runs an operation; each of its first tries is dropped after so many waits. Says whether one was.
-async fn begun_anew<T, F: Future<Output = T>>(
-    mut drops: Vec<u32>,
-    tally: &Rc<RefCell<Tally>>,
-    begin: impl Fn() -> F,
-) -> (T, bool) {
-    let mut dropped = false;
-    loop {
-        let mut waits_left = drops.pop();
-        let mut operation = Box::pin(begin());
-        let outcome = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut waits_left) {
-            (Poll::Ready(value), _) => Poll::Ready(Some(value)),
-            (Poll::Pending, Some(0)) => Poll::Ready(None),
-            (Poll::Pending, waits) => {
-                *waits = waits.map(|left| left - 1);
-                Poll::Pending
-            }
-        })
-        .await;
-        match outcome {
-            Some(value) => return (value, dropped),
-            None => dropped = true,
-        }
-        tally.borrow_mut().begun_anew += 1;
-    }
-}
-
-/// Discards pages. Where that found no memory it is done again: a discard may be done twice, and must come to an end.
-fn discard(object: &Object, first: usize, end: usize, mode: Mode) {
-    for _ in 0..10_000 {
-        match object.discard(first as u64, end as u64) {
-            Ok(()) => return,
-            Err(error) => assert!(mode == Mode::NoObjects && error == VmError::NoMemory, "{error}"),
-        }
-    }
-    panic!("a discard never ends");
 }

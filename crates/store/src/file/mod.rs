@@ -10,7 +10,7 @@
 //! - Only *free* blocks can be handed out, and free blocks are backed by the disk: writing to them makes the
 //!   host file system allocate nothing (R35, R61). Blocks beyond the frontier and punched groups are *absent*.
 //! - The space lock is held for moments, never over a system call or a heap allocation: pageout takes it. The
-//!   upkeep lock serialises [`Store::maintain`], which nobody in a hurry calls. Order: upkeep, then space.
+//!   upkeep lock serialises [`Space::maintain`], which nobody in a hurry calls. Order: upkeep, then space.
 //! - What maintain works on it has first **taken** from the allocator, as if it were anyone's run; so nobody can
 //!   be given a block that is being punched, and nothing needs checking afterwards.
 //! - The file has no name from the start, and vanishes with the process, however that ends.
@@ -29,7 +29,7 @@ pub use open::{FsKind, Location, StoreError, check_location};
 pub use per_object::PerObjectStore;
 
 use crate::blist::{Blist, GROUP};
-use crate::{AllocError, BLOCK, Run, Store, Usage, check_range, lock};
+use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, check_range, lock};
 
 /// Free, prepared blocks that are kept ahead of the allocator unless told otherwise: 32 MiB.
 const AHEAD: u32 = 8192;
@@ -45,13 +45,13 @@ pub struct FileStore {
     first_step: u32,
     /// Bytes to leave free on the disk (R39).
     keep_free: u64,
-    space: Mutex<Space>,
+    space: Mutex<Blocks>,
     upkeep: Mutex<upkeep::Upkeep>,
 }
 
 /// What the allocator knows. Taken by pageout: see the module.
 #[derive(Debug)]
-struct Space {
+struct Blocks {
     blist: Blist,
     /// Blocks in the hands of others.
     allocated: u32,
@@ -63,7 +63,7 @@ struct Space {
     starved: bool,
 }
 
-impl Space {
+impl Blocks {
     /// Whether preparing more may help.
     fn can_grow(&self) -> bool {
         !self.refused && (self.absent > 0 || self.blist.prepared() < self.blist.capacity())
@@ -90,7 +90,7 @@ impl FileStore {
             ahead: AHEAD.min(capacity / 4).max(GROUP),
             first_step: GROUP,
             keep_free: 0,
-            space: Mutex::new(Space {
+            space: Mutex::new(Blocks {
                 blist: Blist::new(capacity),
                 allocated: 0,
                 absent: 0,
@@ -129,8 +129,8 @@ impl FileStore {
         self.io.mode()
     }
 
-    fn offset(block: u32) -> u64 {
-        u64::from(block) * BLOCK as u64
+    fn offset(block: u64) -> u64 {
+        block * BLOCK as u64
     }
 }
 
@@ -140,9 +140,9 @@ fn largest_file() -> u32 {
     limit.and_then(|bytes| u32::try_from(bytes / BLOCK as u64).ok()).unwrap_or(u32::MAX)
 }
 
-impl Store for FileStore {
+impl Space for FileStore {
     /// `min` is at most [`GROUP`]: longer runs are not promised, so asking for one is answered `Full`.
-    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+    fn allocate(&self, _owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         if min > GROUP {
             return Err(AllocError::Full);
         }
@@ -161,21 +161,6 @@ impl Store for FileStore {
         space.allocated = space.allocated.saturating_sub(freed);
         drop(space);
         debug_assert_eq!(freed, run.blocks, "blocks of {run:?} were free already");
-    }
-
-    fn write(&self, start: u32, buf: &[u8]) -> std::io::Result<()> {
-        check_range(start, buf.len(), self.capacity)?;
-        self.io.write(Self::offset(start), buf)
-    }
-
-    fn read(&self, start: u32, buf: &mut [u8]) -> std::io::Result<()> {
-        check_range(start, buf.len(), self.capacity)?;
-        self.io.read(Self::offset(start), buf)
-    }
-
-    fn direct(&self, start: u32, len: usize) -> Option<(BorrowedFd<'_>, u64)> {
-        check_range(start, len, self.capacity).ok()?;
-        (self.mode() == IoMode::Direct).then(|| (self.io.file.as_fd(), Self::offset(start)))
     }
 
     fn maintain(&self, pressure: bool) -> bool {
@@ -198,5 +183,22 @@ impl Store for FileStore {
             file_bytes: u64::try_from(blocks).unwrap_or(0) * 512,
             disk_free_bytes: self.disk_free().saturating_sub(self.keep_free),
         }
+    }
+}
+
+impl Backend for FileStore {
+    fn write(&self, start: u64, buf: &[u8]) -> std::io::Result<()> {
+        check_range(start, buf.len(), self.capacity)?;
+        self.io.write(Self::offset(start), buf)
+    }
+
+    fn read(&self, start: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        check_range(start, buf.len(), self.capacity)?;
+        self.io.read(Self::offset(start), buf)
+    }
+
+    fn direct(&self, start: u64, len: usize) -> Option<(BorrowedFd<'_>, u64)> {
+        check_range(start, len, self.capacity).ok()?;
+        (self.mode() == IoMode::Direct).then(|| (self.io.file.as_fd(), Self::offset(start)))
     }
 }

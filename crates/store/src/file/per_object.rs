@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - What an owner leaves behind goes back to the disk at once, by closing its file: no holes are punched.
-//! - A file is made, and prepared, by [`Store::maintain`]; who asks for space of an owner that has none waits for that.
+//! - A file is made, and prepared, by [`Space::maintain`]; who asks for space of an owner that has none waits for that.
 //! - Where no more files may be open, or there are no more windows, owners share the first one.
 //! - Locks: upkeep, then files, then those of a [`FileStore`]. Files are locked for writing for moments only.
 
@@ -18,10 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use super::{FileStore, IoMode, StoreError, open};
 use crate::blist::{GROUP, SEGMENT};
-use crate::{AllocError, BLOCK, Run, Store, Usage, lock};
+use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, lock};
 
 /// Blocks of a window: no run of a [`FileStore`] crosses from one into the next.
-const WINDOW: u32 = SEGMENT;
+const WINDOW: u64 = SEGMENT as u64;
 
 /// Blocks that a file is given first: most objects are small. Then as many as it has.
 const FIRST_STEP: u32 = 8;
@@ -87,12 +87,13 @@ struct OwnFile {
 }
 
 /// How many of `len` bytes from block `start` on lie in its window.
-fn in_window(start: u32, len: usize) -> usize {
-    len.min((WINDOW - start % WINDOW) as usize * BLOCK)
+fn in_window(start: u64, len: usize) -> usize {
+    let blocks = usize::try_from(WINDOW - start % WINDOW).unwrap_or(usize::MAX);
+    len.min(blocks * BLOCK)
 }
 
-fn blocks(bytes: usize) -> u32 {
-    u32::try_from(bytes / BLOCK).unwrap_or(u32::MAX)
+fn blocks(bytes: usize) -> u64 {
+    (bytes / BLOCK) as u64
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -107,7 +108,7 @@ impl OwnFile {
     /// The number by which others know a run of this file.
     fn outer(&self, run: Run) -> Run {
         let window = read(&self.windows)[(run.start / WINDOW) as usize];
-        Run { start: window * WINDOW + run.start % WINDOW, ..run }
+        Run { start: u64::from(window) * WINDOW + run.start % WINDOW, ..run }
     }
 }
 
@@ -171,9 +172,9 @@ impl PerObjectStore {
     }
 
     /// The file that a window is of, and which of its own it is.
-    fn at(&self, start: u32) -> Option<(Arc<OwnFile>, u32)> {
+    fn at(&self, start: u64) -> Option<(Arc<OwnFile>, u64)> {
         let (file, inner) = read(&self.files).windows.get((start / WINDOW) as usize)?.clone()?;
-        Some((file, inner * WINDOW + start % WINDOW))
+        Some((file, u64::from(inner) * WINDOW + start % WINDOW))
     }
 
     fn want(&self, owner: u32, blocks: u32) {
@@ -207,13 +208,13 @@ impl PerObjectStore {
 
     /// Has windows for all the space that the next step may prepare.
     fn open_windows(&self, file: &Arc<OwnFile>) -> bool {
-        let wanted = file.store.prepared() / WINDOW + 2;
+        let wanted = u64::from(file.store.prepared()) / WINDOW + 2;
         let mut files = write(&self.files);
         let mut own = write(&file.windows);
-        while own.len() < wanted as usize {
+        while (own.len() as u64) < wanted {
             let number = match files.free.pop() {
                 Some(number) => number,
-                None if files.windows.len() < (u32::MAX / WINDOW) as usize => {
+                None if files.windows.len() < (u64::from(u32::MAX) / WINDOW) as usize => {
                     files.windows.push(None);
                     u32::try_from(files.windows.len() - 1).unwrap_or(u32::MAX)
                 }
@@ -275,12 +276,8 @@ impl PerObjectStore {
     }
 }
 
-impl Store for PerObjectStore {
-    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
-        self.allocate_for(EVERYBODY, min, max)
-    }
-
-    fn allocate_for(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+impl Space for PerObjectStore {
+    fn allocate(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         // Kept locked, so that the file is not closed for being empty meanwhile.
         let files = read(&self.files);
         let own = files.of.get(&owner);
@@ -289,7 +286,7 @@ impl Store for PerObjectStore {
             self.want(owner, max);
             return Err(AllocError::NotReady);
         };
-        let run = file.store.allocate(min, max).inspect_err(|_| self.want(file.owner, max))?;
+        let run = file.store.allocate(owner, min, max).inspect_err(|_| self.want(file.owner, max))?;
         self.allocated.fetch_add(u64::from(run.blocks), Ordering::Relaxed);
         if file.store.is_nearly_out() {
             self.want(file.owner, GROUP);
@@ -306,30 +303,6 @@ impl Store for PerObjectStore {
             file.store.free(Run { start, ..run });
             self.allocated.fetch_sub(u64::from(run.blocks), Ordering::Relaxed);
         }
-    }
-
-    fn write(&self, start: u32, buf: &[u8]) -> io::Result<()> {
-        let (mut start, mut buf) = (start, buf);
-        while !buf.is_empty() {
-            let here = in_window(start, buf.len());
-            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
-            file.store.write(inner, &buf[..here])?;
-            (start, buf) = (start.wrapping_add(blocks(here)), &buf[here..]);
-        }
-        Ok(())
-    }
-
-    /// Neighbours by number may be of different files: who joins reads knows nothing of that.
-    fn read(&self, start: u32, buf: &mut [u8]) -> io::Result<()> {
-        let (mut start, mut buf) = (start, buf);
-        while !buf.is_empty() {
-            let here = in_window(start, buf.len());
-            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
-            let (now, rest) = buf.split_at_mut(here);
-            file.store.read(inner, now)?;
-            (start, buf) = (start.wrapping_add(blocks(here)), rest);
-        }
-        Ok(())
     }
 
     fn maintain(&self, pressure: bool) -> bool {
@@ -372,6 +345,32 @@ impl Store for PerObjectStore {
             file_bytes: self.backed.load(Ordering::Relaxed) * BLOCK as u64,
             disk_free_bytes: disk_free.saturating_sub(self.keep_free),
         }
+    }
+}
+
+impl Backend for PerObjectStore {
+    fn write(&self, start: u64, buf: &[u8]) -> io::Result<()> {
+        let (mut start, mut buf) = (start, buf);
+        while !buf.is_empty() {
+            let here = in_window(start, buf.len());
+            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+            file.store.write(inner, &buf[..here])?;
+            (start, buf) = (start.wrapping_add(blocks(here)), &buf[here..]);
+        }
+        Ok(())
+    }
+
+    /// Neighbours by number may be of different files: who joins reads knows nothing of that.
+    fn read(&self, start: u64, buf: &mut [u8]) -> io::Result<()> {
+        let (mut start, mut buf) = (start, buf);
+        while !buf.is_empty() {
+            let here = in_window(start, buf.len());
+            let (file, inner) = self.at(start).ok_or(io::ErrorKind::InvalidInput)?;
+            let (now, rest) = buf.split_at_mut(here);
+            file.store.read(inner, now)?;
+            (start, buf) = (start.wrapping_add(blocks(here)), rest);
+        }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ const PIECE: u32 = 16_384;
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     /// Punched space below the frontier: first block and length of each stretch, neighbours joined.
-    absent: BTreeMap<u32, u32>,
+    absent: BTreeMap<u64, u32>,
     /// The file system has no fallocate: space cannot be prepared, only promised.
     cannot_prepare: bool,
     /// It has no holes either: the file keeps what it has until it goes.
@@ -31,11 +31,11 @@ pub(super) struct Upkeep {
 impl Upkeep {
     fn add(&mut self, mut run: Run) {
         if let Some((&start, &blocks)) = self.absent.range(..run.start).next_back()
-            && start + blocks == run.start
+            && start + u64::from(blocks) == run.start
         {
             run = Run { start, blocks: blocks + run.blocks };
         }
-        if let Some(blocks) = self.absent.remove(&(run.start + run.blocks)) {
+        if let Some(blocks) = self.absent.remove(&run.end()) {
             run.blocks += blocks;
         }
         self.absent.insert(run.start, run.blocks);
@@ -46,7 +46,7 @@ impl Upkeep {
         if let Some(blocks) = self.absent.remove(&run.start)
             && blocks > run.blocks
         {
-            self.absent.insert(run.start + run.blocks, blocks - run.blocks);
+            self.absent.insert(run.end(), blocks - run.blocks);
         }
     }
 }
@@ -81,12 +81,12 @@ impl FileStore {
         let (frontier, punched) = (lock(&self.space).blist.prepared(), upkeep.absent.first_key_value());
         let (start, room) = match punched {
             Some((&start, &blocks)) => (start, blocks),
-            None => (frontier, self.capacity - frontier),
+            None => (u64::from(frontier), self.capacity - frontier),
         };
-        let again = start < frontier;
+        let again = start < u64::from(frontier);
         // Small ones grow in small steps: there may be many of them.
         let step = frontier.clamp(self.first_step, STEP);
-        let whole = Run { start, blocks: room.min(step).min(STEP - start % STEP) };
+        let whole = Run { start, blocks: room.min(step).min(STEP - to_step(start)) };
         let group = Run { start, blocks: room.min(GROUP).min(step) };
         let Some(run) = [whole, group].into_iter().find(|run| self.back(upkeep, *run)) else {
             lock(&self.space).refused = true;
@@ -101,7 +101,7 @@ impl FileStore {
             space.blist.free(run);
             space.absent -= run.blocks;
         } else {
-            space.blist.prepare(run.start + run.blocks, &mut stock);
+            space.blist.prepare(frontier + run.blocks, &mut stock);
         }
         space.refused = false;
         space.starved = false;
@@ -172,14 +172,14 @@ impl FileStore {
         let mut space = lock(&self.space);
         let mut piece: Option<Run> = None;
         while piece.map_or(0, |p| p.blocks) < limit {
-            let below = piece.map_or(space.blist.prepared(), |p| p.start);
+            let below = piece.map_or(u64::from(space.blist.prepared()), |p| p.start);
             let Some(found) = space.blist.last_free_groups(below) else { break };
-            let end = found.start + found.blocks;
+            let end = found.end();
             if piece.is_some_and(|p| p.start != end) {
                 break;
             }
             let blocks = found.blocks.min(limit - piece.map_or(0, |p| p.blocks));
-            let part = Run { start: end - blocks, blocks };
+            let part = Run { start: end - u64::from(blocks), blocks };
             if !space.blist.take(part) {
                 break;
             }
@@ -196,6 +196,11 @@ impl FileStore {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         retry(|| rustix::fs::fallocate(&self.io.file, flags, offset, len))
     }
+}
+
+/// How far into its step of the file a block lies.
+fn to_step(block: u64) -> u32 {
+    u32::try_from(block % u64::from(STEP)).unwrap_or(0)
 }
 
 /// Until no signal comes in between.

@@ -23,8 +23,8 @@ pub(crate) fn allocate_for(
 ) -> Result<Run, AllocError> {
     for _ in 0..100_000 {
         let result = match owner {
-            Some(owner) => store.allocate_for(owner, min, max),
-            None => store.allocate(min, max),
+            Some(owner) => store.allocate(owner, min, max),
+            None => store.allocate(0, min, max),
         };
         if result != Err(AllocError::NotReady) {
             return result;
@@ -38,7 +38,7 @@ pub(crate) fn allocate_for(
 pub(crate) fn pattern(run: Run, owner: u64) -> AlignedBuf {
     let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
     for (i, word) in buf.chunks_exact_mut(8).enumerate() {
-        let value = (u64::from(run.start) << 32 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ owner;
+        let value = (run.start << 32 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ owner;
         word.copy_from_slice(&value.to_le_bytes());
     }
     buf

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use overspill_store::{AllocError, BLOCK, Run, Store, Usage};
+use overspill_store::{AllocError, BLOCK, Backend, Run, Space, Usage};
 use overspill_tmpfs::{Attr, Caller, Clock, FsError, SetAttr, Timestamp, TmpFs, TmpFsConfig, WriteFlags};
-use overspill_vm::{PAGE, Vm, VmConfig, testing};
+use overspill_vm::{PAGE, Pager, VmConfig, testing};
 
 pub(crate) const ROOT: u64 = overspill_tmpfs::ROOT_INO;
 pub(crate) const ME: Caller = Caller { uid: 1000, gid: 1000, privileged: false };
@@ -30,18 +30,15 @@ impl MemStore {
     }
 }
 
-impl Store for MemStore {
-    fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
+impl Space for MemStore {
+    fn allocate(&self, _owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let mut blocks = self.blocks.lock().unwrap();
         let mut start = 0;
         while start < blocks.taken.len() {
             let free = blocks.taken[start..].iter().take(max as usize).take_while(|taken| !**taken).count();
             if free >= min as usize {
                 blocks.taken[start..start + free].fill(true);
-                return Ok(Run {
-                    start: u32::try_from(start).unwrap(),
-                    blocks: u32::try_from(free).unwrap(),
-                });
+                return Ok(Run { start: start as u64, blocks: u32::try_from(free).unwrap() });
             }
             start += free + 1;
         }
@@ -50,24 +47,10 @@ impl Store for MemStore {
 
     fn free(&self, run: Run) {
         let mut blocks = self.blocks.lock().unwrap();
-        let taken = &mut blocks.taken[run.start as usize..(run.start + run.blocks) as usize];
+        let range = usize::try_from(run.start).unwrap()..usize::try_from(run.end()).unwrap();
+        let taken = &mut blocks.taken[range];
         assert!(taken.iter().all(|taken| *taken), "double free of {run:?}");
         taken.fill(false);
-    }
-
-    fn write(&self, start: u32, buf: &[u8]) -> std::io::Result<()> {
-        let at = start as usize * BLOCK;
-        self.blocks.lock().unwrap().bytes[at..at + buf.len()].copy_from_slice(buf);
-        Ok(())
-    }
-
-    fn read(&self, start: u32, buf: &mut [u8]) -> std::io::Result<()> {
-        let at = start as usize * BLOCK;
-        buf.copy_from_slice(&self.blocks.lock().unwrap().bytes[at..at + buf.len()]);
-        if self.damage.load(Ordering::Relaxed) {
-            buf[0] ^= 0x55;
-        }
-        Ok(())
     }
 
     fn maintain(&self, _pressure: bool) -> bool {
@@ -81,19 +64,36 @@ impl Store for MemStore {
     }
 }
 
+impl Backend for MemStore {
+    fn write(&self, start: u64, buf: &[u8]) -> std::io::Result<()> {
+        let at = usize::try_from(start).unwrap() * BLOCK;
+        self.blocks.lock().unwrap().bytes[at..at + buf.len()].copy_from_slice(buf);
+        Ok(())
+    }
+
+    fn read(&self, start: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let at = usize::try_from(start).unwrap() * BLOCK;
+        buf.copy_from_slice(&self.blocks.lock().unwrap().bytes[at..at + buf.len()]);
+        if self.damage.load(Ordering::Relaxed) {
+            buf[0] ^= 0x55;
+        }
+        Ok(())
+    }
+}
+
 /// A VM with room for `frames` pages and whatever metadata takes of them, over a store of `blocks`.
-pub(crate) fn vm_on(frames: usize, store: Arc<MemStore>) -> Vm {
+pub(crate) fn vm_on(frames: usize, store: Arc<MemStore>) -> Pager {
     let mut config = VmConfig::new(64 << 20);
     config.batch_bytes = VmConfig::new(1).batch_bytes;
     config.batches = 2;
     config.fetch_slots = 4;
-    let probe = Vm::new(&config, Some(store.clone())).unwrap();
+    let probe = Pager::new(&config, vec![store.clone()]).unwrap();
     let buffers = config.memory_bytes - probe.stats().limit_bytes;
     config.memory_bytes = buffers + frames * PAGE;
-    Vm::new(&config, Some(store)).unwrap()
+    Pager::new(&config, vec![store]).unwrap()
 }
 
-pub(crate) fn vm(frames: usize) -> Vm {
+pub(crate) fn vm(frames: usize) -> Pager {
     vm_on(frames, MemStore::new(8192))
 }
 
@@ -116,9 +116,9 @@ impl Ticks {
     }
 }
 
-pub(crate) fn config(vm: &Vm, size_pages: u64) -> TmpFsConfig {
+pub(crate) fn config(vm: &Pager, size_pages: u64) -> TmpFsConfig {
     TmpFsConfig {
-        vm: vm.clone(),
+        vm: vm.vm().clone(),
         size_pages,
         nr_inodes: None,
         mode: 0o1777,
@@ -128,12 +128,31 @@ pub(crate) fn config(vm: &Vm, size_pages: u64) -> TmpFsConfig {
     }
 }
 
-pub(crate) fn fs_on(vm: &Vm, size_pages: u64) -> TmpFs {
-    TmpFs::new(config(vm, size_pages)).unwrap()
+pub(crate) fn fs_on(vm: &Pager, size_pages: u64) -> Fs {
+    Fs::new(vm, config(vm, size_pages))
+}
+
+/// A file system, and the pager of its VM: tests drive it.
+pub(crate) struct Fs {
+    pub(crate) fs: TmpFs,
+    pub(crate) pager: Pager,
+}
+
+impl Fs {
+    pub(crate) fn new(pager: &Pager, config: TmpFsConfig) -> Fs {
+        Fs { fs: TmpFs::new(config).unwrap(), pager: pager.clone() }
+    }
+}
+
+impl std::ops::Deref for Fs {
+    type Target = TmpFs;
+    fn deref(&self) -> &TmpFs {
+        &self.fs
+    }
 }
 
 /// A file system with plenty of everything.
-pub(crate) fn fs() -> TmpFs {
+pub(crate) fn fs() -> Fs {
     fs_on(&vm(4096), 4096)
 }
 
@@ -150,37 +169,37 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
 
 // The waiting operations, driven to their end in place.
 
-pub(crate) fn read(fs: &TmpFs, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
+pub(crate) fn read(fs: &Fs, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
     let mut buf = vec![0xEE; len];
-    let n = testing::block_on(fs.vm(), fs.read(ino, offset, &mut buf))?;
+    let n = testing::block_on(&fs.pager, fs.read(ino, offset, &mut buf))?;
     buf.truncate(n);
     Ok(buf)
 }
 
-pub(crate) fn write(fs: &TmpFs, ino: u64, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-    testing::block_on(fs.vm(), fs.write(ino, offset, data, WriteFlags::default()))
+pub(crate) fn write(fs: &Fs, ino: u64, offset: u64, data: &[u8]) -> Result<usize, FsError> {
+    testing::block_on(&fs.pager, fs.write(ino, offset, data, WriteFlags::default()))
 }
 
 pub(crate) fn write_with(
-    fs: &TmpFs,
+    fs: &Fs,
     ino: u64,
     offset: u64,
     data: &[u8],
     flags: WriteFlags,
 ) -> Result<usize, FsError> {
-    testing::block_on(fs.vm(), fs.write(ino, offset, data, flags))
+    testing::block_on(&fs.pager, fs.write(ino, offset, data, flags))
 }
 
-pub(crate) fn setattr(fs: &TmpFs, ino: u64, set: SetAttr) -> Result<Attr, FsError> {
-    testing::block_on(fs.vm(), fs.setattr(ino, set, ME))
+pub(crate) fn setattr(fs: &Fs, ino: u64, set: SetAttr) -> Result<Attr, FsError> {
+    testing::block_on(&fs.pager, fs.setattr(ino, set, ME))
 }
 
-pub(crate) fn truncate(fs: &TmpFs, ino: u64, size: u64) -> Result<Attr, FsError> {
+pub(crate) fn truncate(fs: &Fs, ino: u64, size: u64) -> Result<Attr, FsError> {
     setattr(fs, ino, SetAttr { size: Some(size), ..SetAttr::default() })
 }
 
 /// A directory's names with their inodes, without the dots.
-pub(crate) fn list(fs: &TmpFs, dir: u64) -> Vec<(Vec<u8>, Attr)> {
+pub(crate) fn list(fs: &Fs, dir: u64) -> Vec<(Vec<u8>, Attr)> {
     let mut found = Vec::new();
     fs.readdir_plus(dir, 0, &mut |entry, attr| {
         assert_eq!((entry.ino, entry.kind), (attr.ino, attr.kind));

@@ -1,0 +1,4 @@
+//! Reads and writes of stores.
+
+pub(crate) mod ring;
+pub(crate) mod threads;

@@ -1,0 +1,215 @@
+//! Queues of what pageout should look at, in order: chunks with resident pages, and clusters in compressed memory.
+//!
+//! Two lists, as every Mach and BSD has them: what is new enters the inactive queue; what was used again by the
+//! time pageout gets to it moves to the active queue, which refills the inactive one when that runs short. Below
+//! another cache (the kernel's) an access that we see is a miss there, so one bit of history is all we keep.
+//!
+//! Entries are links in a pool, not in what is queued: leaving is O(1), and entries of the dead never pile up.
+
+use std::collections::VecDeque;
+
+use overspill_slab::{Ref, RefCounted, WeakRef};
+
+/// A place on the queues, kept by what holds it.
+pub(crate) type QueueSlot = u32;
+/// What is kept by what is on no queue.
+pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
+
+const NONE: u32 = u32::MAX;
+/// Entries of a block.
+const BLOCK: u32 = 512;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Inactive,
+    Active,
+}
+
+struct Entry<T: RefCounted> {
+    prev: u32,
+    next: u32,
+    on: Which,
+    queued: Option<WeakRef<T>>,
+}
+
+#[derive(Debug)]
+struct List {
+    head: u32,
+    tail: u32,
+    len: usize,
+}
+
+const EMPTY: List = List { head: NONE, tail: NONE, len: 0 };
+
+/// What came of asking a queue for its next one.
+pub(crate) enum Victim<T: RefCounted> {
+    Found(Ref<T>),
+    /// It is just being dropped: ask again.
+    Dying,
+    /// The queues are empty, or at their end.
+    None,
+}
+
+impl<T: RefCounted> Victim<T> {
+    fn of(queued: Option<&WeakRef<T>>) -> Victim<T> {
+        queued.and_then(WeakRef::upgrade).map_or(Victim::Dying, Victim::Found)
+    }
+}
+
+/// Both queues. Leaf locks but for the store's allocator: taken with what is queued locked, never the other way round.
+pub(crate) struct Queues<T: RefCounted> {
+    /// Blocks of entries: nothing grows as one piece (R75).
+    pool: VecDeque<Box<[Entry<T>]>>,
+    free: u32,
+    inactive: List,
+    active: List,
+}
+
+impl<T: RefCounted> std::fmt::Debug for Queues<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queues(inactive {}, active {})", self.inactive.len, self.active.len)
+    }
+}
+
+impl<T: RefCounted> Queues<T> {
+    pub(crate) fn new() -> Queues<T> {
+        Queues { pool: VecDeque::new(), free: NONE, inactive: EMPTY, active: EMPTY }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.inactive.len + self.active.len
+    }
+
+    fn entry(&mut self, slot: u32) -> &mut Entry<T> {
+        &mut self.pool[(slot / BLOCK) as usize][(slot % BLOCK) as usize]
+    }
+
+    fn list(&mut self, which: Which) -> &mut List {
+        match which {
+            Which::Inactive => &mut self.inactive,
+            Which::Active => &mut self.active,
+        }
+    }
+
+    /// Puts something at the end of the inactive queue.
+    pub(crate) fn insert(&mut self, new: WeakRef<T>) -> QueueSlot {
+        if self.free == NONE {
+            self.grow();
+        }
+        let slot = self.free;
+        self.free = self.entry(slot).next;
+        self.entry(slot).queued = Some(new);
+        self.append(slot, Which::Inactive);
+        slot
+    }
+
+    /// Takes something off whichever queue it is on.
+    pub(crate) fn remove(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        let free = self.free;
+        let entry = self.entry(slot);
+        entry.queued = None;
+        entry.next = free;
+        self.free = slot;
+    }
+
+    /// Moves what was used again to the end of the active queue.
+    pub(crate) fn activate(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        self.append(slot, Which::Active);
+    }
+
+    /// What was just given out as the next one is so again.
+    pub(crate) fn put_first(&mut self, slot: QueueSlot) {
+        self.unlink(slot);
+        let head = self.inactive.head;
+        let entry = self.entry(slot);
+        (entry.prev, entry.next, entry.on) = (NONE, head, Which::Inactive);
+        if head == NONE {
+            self.inactive.tail = slot;
+        } else {
+            self.entry(head).prev = slot;
+        }
+        self.inactive.head = slot;
+        self.inactive.len += 1;
+    }
+
+    /// What pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
+    /// does not stand in the way.
+    pub(crate) fn next_victim(&mut self) -> Victim<T> {
+        // A third of all is enough to tell what is used again from what is not.
+        if self.inactive.len * 2 < self.active.len {
+            let oldest = self.active.head;
+            self.unlink(oldest);
+            self.append(oldest, Which::Inactive);
+        }
+        let slot = match (self.inactive.head, self.active.head) {
+            (NONE, NONE) => return Victim::None,
+            (NONE, active) => active,
+            (inactive, _) => inactive,
+        };
+        self.unlink(slot);
+        self.append(slot, Which::Inactive);
+        Victim::of(self.entry(slot).queued.as_ref())
+    }
+
+    /// The entry after `at` in its queue, oldest first, the inactive queue's oldest to begin with; it stays where it is. After
+    /// the end the next call begins anew.
+    pub(crate) fn next_oldest(&mut self, at: &mut QueueSlot) -> Victim<T> {
+        // An entry that was given to something else meanwhile is as good a place to go on from.
+        let known = (*at as usize) < self.pool.len() * BLOCK as usize && self.entry(*at).queued.is_some();
+        *at = if known { self.entry(*at).next } else { self.inactive.head };
+        if *at == NONE {
+            return Victim::None;
+        }
+        let slot = *at;
+        Victim::of(self.entry(slot).queued.as_ref())
+    }
+
+    /// Gives a place on the queues to something else.
+    pub(crate) fn replace(&mut self, slot: QueueSlot, new: WeakRef<T>) {
+        self.entry(slot).queued = Some(new);
+    }
+
+    fn grow(&mut self) {
+        let base = u32::try_from(self.pool.len() * BLOCK as usize).expect("fewer entries than 2^32");
+        let last = BLOCK - 1;
+        let block = (0..=last).map(|i| Entry {
+            prev: NONE,
+            next: if i == last { NONE } else { base + i + 1 },
+            on: Which::Inactive,
+            queued: None,
+        });
+        self.pool.push_back(block.collect());
+        self.free = base;
+    }
+
+    fn append(&mut self, slot: u32, which: Which) {
+        let tail = self.list(which).tail;
+        let entry = self.entry(slot);
+        (entry.prev, entry.next, entry.on) = (tail, NONE, which);
+        if tail == NONE {
+            self.list(which).head = slot;
+        } else {
+            self.entry(tail).next = slot;
+        }
+        let list = self.list(which);
+        list.tail = slot;
+        list.len += 1;
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Entry { prev, next, on, .. } = *self.entry(slot);
+        if prev == NONE {
+            self.list(on).head = next;
+        } else {
+            self.entry(prev).next = next;
+        }
+        if next == NONE {
+            self.list(on).tail = prev;
+        } else {
+            self.entry(next).prev = prev;
+        }
+        self.list(on).len -= 1;
+    }
+}

@@ -1,0 +1,94 @@
+//! The route of a cluster out of its frames: a pure decision.
+
+/// How full memory is, as far as it decides where clusters go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Load {
+    /// There is a store to send clusters to.
+    pub(super) has_store: bool,
+    /// Compressed memory has its share of the budget.
+    pub(super) full: bool,
+    /// It has even more: compressed clusters must not take the rest of memory bit by bit.
+    pub(super) overfull: bool,
+    /// Writers wait for memory.
+    pub(super) has_waiters: bool,
+    /// Incompressible clusters may stay in compressed memory while it has room.
+    pub(super) holds_raw: bool,
+}
+
+/// Whether a cluster is compressed at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Compressed,
+    /// As it is, past compressed memory: writers wait, and the store outruns the compressor.
+    Raw,
+}
+
+/// Where an encoded cluster goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To compressed memory: it takes less there than its pages.
+    Hold,
+    /// To compressed memory, though it takes as much as before: to wait for its turn among the others.
+    HoldRaw,
+    /// To the store at once.
+    Send,
+    /// Nowhere now: its pages stay dirty.
+    Later,
+}
+
+impl Load {
+    /// True if a raw cluster could help; the caller then asks whether the store outruns the compressor.
+    pub(super) fn may_bypass(self) -> bool {
+        self.full && !self.overfull && self.has_waiters
+    }
+
+    /// The route of a cluster whose pages took `cost` bytes of the budget and whose payload takes `payload`.
+    pub(super) fn route(self, payload: usize, cost: usize) -> Route {
+        // Compressed memory pays where it saves a ninth and more.
+        if payload + payload / 8 <= cost {
+            return Route::Hold;
+        }
+        // A raw cluster takes as much as before, and what compresses holds more pages in the same memory.
+        if self.holds_raw && !self.full && payload <= cost + cost / 64 {
+            return Route::HoldRaw;
+        }
+        if self.has_store { Route::Send } else { Route::Later }
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    const EMPTY: Load =
+        Load { has_store: true, full: false, overfull: false, has_waiters: false, holds_raw: true };
+
+    #[test]
+    fn clusters_that_save_a_ninth_are_held_however_full_memory_is() {
+        for load in [EMPTY, Load { full: true, overfull: true, ..EMPTY }, Load { has_store: false, ..EMPTY }]
+        {
+            assert_eq!(load.route(8 << 10, 9 << 10), Route::Hold);
+            assert_ne!(load.route((8 << 10) + 1, 9 << 10), Route::Hold);
+        }
+    }
+
+    #[test]
+    fn raw_clusters_wait_in_memory_only_while_it_has_room() {
+        let raw = |load: Load| load.route(65 << 10, 64 << 10);
+        assert_eq!(raw(EMPTY), Route::HoldRaw);
+        assert_eq!(raw(Load { full: true, ..EMPTY }), Route::Send);
+        assert_eq!(raw(Load { holds_raw: false, ..EMPTY }), Route::Send);
+        assert_eq!(raw(Load { holds_raw: false, has_store: false, ..EMPTY }), Route::Later);
+        // Bytes that a fork shows too do not go free: nothing is gained by a copy.
+        assert_eq!(EMPTY.route(65 << 10, 32 << 10), Route::Send);
+    }
+
+    #[test]
+    fn only_a_full_memory_that_writers_wait_for_is_bypassed() {
+        let pressed = Load { full: true, has_waiters: true, ..EMPTY };
+        assert!(pressed.may_bypass());
+        for load in [EMPTY, Load { overfull: true, ..pressed }, Load { has_waiters: false, ..pressed }] {
+            assert!(!load.may_bypass());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Statistics of a VM.
+
+use crate::memory::records::Memory;
+use crate::page::PAGE;
+
+/// A snapshot of a VM. Bytes and counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmStats {
+    /// Bytes that pages and metadata may take: the budget less fixed buffers.
+    pub limit_bytes: usize,
+    /// Bytes that they take, reservations and leases included.
+    pub charged_bytes: usize,
+    /// Bytes of that which are metadata.
+    pub metadata_bytes: usize,
+    /// Bytes of that which are on lease.
+    pub leased_bytes: usize,
+    /// Memory of the kernel's that the frame arena may hold.
+    pub arena_bytes: usize,
+    /// Bytes of that which no frame in use holds.
+    pub arena_idle_bytes: usize,
+    /// Resident pages, each counted as a whole one.
+    pub resident_bytes: usize,
+    /// Resident pages that no store has, each counted as a whole one.
+    pub dirty_bytes: usize,
+    /// Bytes that compressed memory takes.
+    pub compressed_bytes: usize,
+    /// Pages in it, as many bytes as they were; dead ones of living clusters count.
+    pub compressed_page_bytes: usize,
+    /// Pages that a store has, as many bytes as they were.
+    pub stored_page_bytes: usize,
+    /// Bytes of the store that are not free.
+    pub stored_bytes: u64,
+    /// Bytes of them that living pages take; the rest is dead, and compacted when it is more than a tenth.
+    pub stored_live_bytes: u64,
+    /// Bytes that readers got and writers gave.
+    pub served_bytes: u64,
+    /// Bytes that were copied for that within this process: to and from frames, encoded, decoded, gathered for the store.
+    /// The kernel's own copies are not in it.
+    pub copied_bytes: u64,
+    /// Pages that went to compressed memory.
+    pub compressed: u64,
+    /// Pages that went to the store uncompressed, because it outran the compressor.
+    pub bypassed: u64,
+    /// Pages in compressed memory that were compressed again, smaller.
+    pub recompressed: u64,
+    /// Segments of the store whose living pages were brought back.
+    pub compacted: u64,
+    /// Pages read back from the store.
+    pub page_ins: u64,
+    /// Pages written to the store.
+    pub page_outs: u64,
+    /// Read requests to the store.
+    pub store_reads: u64,
+    /// Write requests to the store.
+    pub store_writes: u64,
+    /// Failed requests and damaged clusters.
+    pub errors: u64,
+}
+
+impl VmStats {
+    pub(crate) fn of(memory: &Memory) -> VmStats {
+        let c = &memory.counters;
+        let compressed_page_bytes = memory.compressed.pages() * PAGE;
+        VmStats {
+            limit_bytes: memory.budget.limit(),
+            charged_bytes: memory.budget.charged(),
+            metadata_bytes: memory.budget.metadata(),
+            leased_bytes: memory.budget.leases().bytes(),
+            arena_bytes: memory.arena.touched_bytes(),
+            arena_idle_bytes: memory.arena.touched_bytes().saturating_sub(memory.arena.live_bytes()),
+            resident_bytes: c.resident_pages() * PAGE,
+            dirty_bytes: c.dirty_pages() * PAGE,
+            compressed_bytes: memory.compressed.bytes(),
+            compressed_page_bytes,
+            stored_page_bytes: (c.stored_pages() * PAGE).saturating_sub(compressed_page_bytes),
+            stored_bytes: memory.stored_bytes(),
+            stored_live_bytes: memory.stored_live_bytes(),
+            served_bytes: c.served.get(),
+            copied_bytes: c.copied.get(),
+            compressed: c.compressed.get(),
+            bypassed: c.bypassed.get(),
+            recompressed: c.recompressed.get(),
+            compacted: c.compacted.get(),
+            page_ins: c.page_ins.get(),
+            page_outs: c.page_outs.get(),
+            store_reads: c.store_reads.get(),
+            store_writes: c.store_writes.get(),
+            errors: c.errors.get(),
+        }
+    }
+}
