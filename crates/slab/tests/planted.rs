@@ -1,5 +1,5 @@
-//! "Did you try fault injection to make sure the checking code actually works" (R48): every check, against a fault that
-//! is planted in a process of its own, whose report is read.
+//! "Did you try fault injection to make sure the checking code actually works" (R48): for every check, a process of its
+//! own plants a fault, and the test reads its report.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use overspill_slab::{ObjectCache, Options};
 
-/// In the child, plants the fault; else runs the child and checks that it died of `signal` with all of `says` said.
+/// In the child, plants the fault. Else runs the child, which must die of `signal` and print all of `says`.
 fn planted(test: &str, signal: Option<i32>, says: &[&str], plant: fn()) {
     if std::env::var("PLANT").is_ok_and(|name| name == test) {
         plant();
@@ -36,22 +36,22 @@ fn the_one_who_allocates(cache: &ObjectCache) -> NonNull<u8> {
 
 #[inline(never)]
 fn the_one_who_frees(cache: &ObjectCache, object: NonNull<u8>) {
-    // SAFETY: as safe as the test wants it.
+    // SAFETY: sound, or the fault that the test plants.
     unsafe { cache.free(object) };
-    // Not its last act: a tail call would leave no trace of this function.
+    // Not the last call: a tail call would leave no trace of this function.
     std::hint::black_box(());
 }
 
 const ABORT: Option<i32> = Some(libc::SIGABRT);
 const SEGV: Option<i32> = Some(libc::SIGSEGV);
 
-/// The process ends also when nobody can be told.
+/// The process ends even if nobody reads its report.
 #[test]
 fn double_free_with_nobody_to_hear() {
     planted("double_free_with_nobody_to_hear", ABORT, &[], || {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        // SAFETY: both are open; the child's own stderr goes nowhere from now on.
+        // SAFETY: both are open; the child's own stderr is lost from now on.
         assert_eq!(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&writer), 2) }, 2);
         let cache = verified("unheard", 40);
         let object = cache.alloc().unwrap();
@@ -64,7 +64,7 @@ fn double_free_with_nobody_to_hear() {
     });
 }
 
-/// Who handles reports of `check` may look at the caches.
+/// A handler of reports from `check` may inspect the caches.
 #[test]
 fn a_handler_that_takes_a_snapshot() {
     planted("a_handler_that_takes_a_snapshot", ABORT, &["11 caches or more"], || {
@@ -75,7 +75,7 @@ fn a_handler_that_takes_a_snapshot() {
         let cache = verified("handled", 40);
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: the fault to be found: the memory is there, and nobody's.
+        // SAFETY: the planted fault: the memory is mapped, and nobody owns it.
         unsafe { object.write_bytes(1, 8) };
         cache.check();
     });
@@ -301,7 +301,7 @@ fn double_free_of_a_guarded_object() {
     });
 }
 
-/// One fault that is none of ours to find: under AddressSanitizer (`cargo xtask asan`) it must, or it is not there.
+/// A fault that only AddressSanitizer (`cargo xtask asan`) finds: if it does not, the sanitizer is not active.
 #[test]
 fn a_heap_overrun_is_seen_by_the_sanitizer() {
     if std::env::var_os("OVERSPILL_ASAN").is_none() {
