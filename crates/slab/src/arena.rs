@@ -43,7 +43,7 @@ struct Sized;
 // SAFETY: always the same field.
 unsafe impl Linked<Span> for All {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).all }
     }
 }
@@ -51,7 +51,7 @@ unsafe impl Linked<Span> for All {
 // SAFETY: always the same field.
 unsafe impl Linked<Span> for Sized {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).sized }
     }
 }

@@ -29,7 +29,7 @@ impl std::fmt::Debug for Options {
 }
 
 impl Options {
-    /// Objects of `size` bytes, aligned to 8. The name is what slabinfo shows.
+    /// Objects of `size` bytes, aligned to 8. slabinfo shows the name.
     pub const fn new(name: &'static str, size: usize) -> Self {
         Options { config: Config::new(name, size) }
     }

@@ -257,7 +257,7 @@ impl Raw {
         }
     }
 
-    /// Reports what is wrong with an object, and ends the process.
+    /// Reports a fault of an object, and ends the process.
     #[cold]
     pub(crate) fn fault(&self, fault: Fault, object: NonNull<u8>) -> ! {
         report::fatal(&self.describe(fault, object))
@@ -330,7 +330,7 @@ impl Raw {
     /// `object` is in a buffer of this cache, and nobody else uses it.
     pub(crate) unsafe fn construct(&self, object: NonNull<u8>) {
         if let Some(constructor) = self.config.constructor {
-            // SAFETY: by contract, and `with` is what `call` wants.
+            // SAFETY: by contract, and `with` is the function that `call` expects.
             unsafe { (constructor.call)(constructor.with, object) };
         }
     }

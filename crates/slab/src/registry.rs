@@ -12,7 +12,7 @@ struct Registered;
 // SAFETY: always the same field.
 unsafe impl Linked<Raw> for Registered {
     fn links(at: NonNull<Raw>) -> *mut Links<Raw> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).registered }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct InSlabs;
 // SAFETY: always the same field.
 unsafe impl Linked<Slab> for InSlabs {
     fn links(at: NonNull<Slab>) -> *mut Links<Slab> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).links }
     }
 }

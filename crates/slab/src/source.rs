@@ -64,7 +64,7 @@ unsafe impl PageSource for System {
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller gives up what `grow` mapped.
+        // SAFETY: the caller gives up memory that `grow` mapped.
         unsafe { unreserve(at, layout.size()) };
     }
 

@@ -111,7 +111,7 @@ fn a_panicking_drop_leaks_nothing() {
 #[test]
 #[should_panic(expected = "without a constructor")]
 fn options_do_not_say_how_to_make_a_type() {
-    // SAFETY: it initialises what it is given.
+    // SAFETY: it initialises the 24 bytes of the object.
     let options = unsafe { Options::new("texts", 24).constructor(|object| object.write_bytes(0, 24)) };
     let cache: Cache<String> = Cache::with(options);
     let _ = cache.get();
