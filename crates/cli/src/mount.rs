@@ -149,8 +149,7 @@ fn unmount_on_signals(mountpoint: PathBuf) -> Result<(), Error> {
     Ok(())
 }
 
-/// The log file and its name. A default log that cannot be opened is replaced by none; one named by the user is an
-/// error.
+/// The log file and its name. A log that the user named must open; without the default one, no log is kept.
 fn open_log(asked: Option<&Path>, caller: Caller) -> Result<(Stdio, String), Error> {
     if let Some(path) = asked {
         let file = append(path).map_err(|e| Error::Log(path.to_owned(), e))?;
