@@ -40,7 +40,7 @@ struct Span {
 struct All;
 struct Sized;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Span> for All {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
         // SAFETY: the address of a field of `*at`; nothing is read.
@@ -48,7 +48,7 @@ unsafe impl Linked<Span> for All {
     }
 }
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Span> for Sized {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
         // SAFETY: the address of a field of `*at`; nothing is read.

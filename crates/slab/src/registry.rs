@@ -9,7 +9,7 @@ use crate::raw::Raw;
 
 struct Registered;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Raw> for Registered {
     fn links(at: NonNull<Raw>) -> *mut Links<Raw> {
         // SAFETY: the address of a field of `*at`; nothing is read.

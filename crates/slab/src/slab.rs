@@ -29,7 +29,7 @@ pub(crate) struct Slab {
 
 pub(crate) struct InSlabs;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Slab> for InSlabs {
     fn links(at: NonNull<Slab>) -> *mut Links<Slab> {
         // SAFETY: the address of a field of `*at`; nothing is read.

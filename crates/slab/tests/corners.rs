@@ -117,7 +117,7 @@ fn options_do_not_say_how_to_make_a_type() {
     let _ = cache.get();
 }
 
-/// Counters only grow.
+/// Counters never decrease.
 #[test]
 fn hits_never_go_back() {
     let cache = ObjectCache::new(Options::new("hits", 100)).unwrap();

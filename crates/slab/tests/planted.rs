@@ -167,7 +167,7 @@ fn overrun_into_the_red_zone() {
         || {
             let cache = verified("over", 40);
             let object = the_one_who_allocates(&cache);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.add(40).write(0) };
             the_one_who_frees(&cache, object);
         },
@@ -183,7 +183,7 @@ fn underrun_into_the_red_zone() {
         || {
             let cache = verified("under", 40);
             let object = the_one_who_allocates(&cache);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.sub(1).write(0) };
             the_one_who_frees(&cache, object);
         },
@@ -195,7 +195,7 @@ fn overrun_into_the_tag() {
     planted("overrun_into_the_tag", ABORT, &["record behind an object", "cache 'far over'"], || {
         let cache = verified("far over", 40);
         let object = cache.alloc().unwrap();
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(40).write_bytes(0, 24) };
         the_one_who_frees(&cache, object);
     });
@@ -208,7 +208,7 @@ fn write_after_free_is_seen_by_the_next_allocation() {
         let cache = verified("late", 40);
         let object = the_one_who_allocates(&cache);
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(8).write(1) };
         cache.alloc().unwrap();
     });
@@ -220,7 +220,7 @@ fn write_after_free_is_seen_by_a_check() {
         let cache = verified("checked", 40);
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(39).write(1) };
         cache.check();
     });
@@ -236,7 +236,7 @@ fn write_after_free_is_seen_when_the_slab_goes() {
             let cache = verified("gone", 40);
             let object = cache.alloc().unwrap();
             the_one_who_frees(&cache, object);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.write(1) };
             cache.reap(true);
         },
@@ -272,7 +272,7 @@ fn overrun_onto_a_guard_page() {
         &["guard page touched, overrun", "cache 'g over'", "allocated by"],
         || {
             let object = guarded("g over").alloc().unwrap();
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.add(40).write_volatile(1) };
         },
     );
@@ -285,7 +285,7 @@ fn use_after_free_of_a_guarded_object() {
         let cache = guarded("g late");
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.read_volatile() };
     });
 }
@@ -313,7 +313,7 @@ fn a_heap_overrun_is_seen_by_the_sanitizer() {
         &["AddressSanitizer: heap-buffer-overflow"],
         || {
             let mut bytes = vec![0u8; 40];
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { std::hint::black_box(bytes.as_mut_ptr()).add(40).write_volatile(1) };
         },
     );

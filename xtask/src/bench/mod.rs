@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: the costs and gains of overspill, against the means of the kernel.
 //!
-//! - `mount`: in budget, against the kernel's tmpfs, with the round trips that each operation costs.
+//! - `mount`: data within the memory, against the kernel's tmpfs, with the round trips that each operation costs.
 //! - `spill`: data four times the memory, against tmpfs with swap and against ext4.
-//! - `database`: PostgreSQL and SQLite over budget, which call fsync all the time.
+//! - `database`: PostgreSQL and SQLite beyond the memory, which call fsync all the time.
 //! - `economy`: how much data overspill holds in its memory, and the cost of that.
 //! - `build`: a real build with memory for half its tree.
 //! - `slab`: the slab allocator, against glibc's, jemalloc, mimalloc and snmalloc.

@@ -66,7 +66,7 @@ fn number(size: usize) -> usize {
 
 macro_rules! ours {
     ($name:ident, $magazines:literal, $colour:literal) => {
-        /// Object caches.
+        /// The object caches of this project, with these options.
         pub struct $name;
 
         impl $name {
