@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the main job on real input. A directory tree many times larger than the memory given is copied
-//! in, spilled, read back, compared byte by byte and removed.
+//! `cargo xtask demo`: the main job of overspill on real input. A directory tree many times larger than the memory is
+//! copied in, spilled, read back, compared byte by byte and removed.
 
 use std::fs::File;
 use std::io::Read;
@@ -102,7 +102,7 @@ fn compare(a: &Path, b: &Path, seen: &mut Seen) -> Result<(), String> {
     seen.bytes += left.len();
     let open = |path: &Path| File::open(path).map_err(|e| format!("{}: {e}", path.display()));
     let (mut x, mut y) = (open(a)?, open(b)?);
-    // So that it is read from the mount, not from the page cache.
+    // The bytes then come from the mount, not from the page cache.
     let _ = fadvise(&y, 0, None, Advice::DontNeed);
     let (mut p, mut q) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     loop {

@@ -1,14 +1,14 @@
-//! Running other programs: each is shown before it runs, and a failure ends the command.
+//! Runs other programs: shows each before it runs, and reports a failure.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-/// The workspace.
+/// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default()
 }
 
-/// A command in the workspace.
+/// A command that runs in the workspace.
 pub(crate) fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(args).current_dir(root());
@@ -18,7 +18,7 @@ pub(crate) fn command(program: &str, args: &[&str]) -> Command {
 /// Shows a command and runs it.
 ///
 /// # Errors
-/// A sentence, when it cannot be started or fails.
+/// A sentence, when the command cannot be started or fails.
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let line = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
@@ -30,14 +30,14 @@ pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// Whether a program answers at all.
+/// True if a program runs and succeeds.
 pub(crate) fn exists(program: &str, args: &[&str]) -> bool {
     let mut command = command(program, args);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Ends a command of ours.
+/// Turns the result of an xtask command into its exit code, and prints an error.
 pub(crate) fn finish(result: Result<(), String>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

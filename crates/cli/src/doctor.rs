@@ -1,6 +1,6 @@
-//! `overspill doctor`: what this machine allows, one line each: name, state, its effect, how to get it.
+//! `overspill doctor`: reports the features of this machine, one line each: name, state, effect, cure.
 //!
-//! Everything is looked at through a [`View`], so that tests can show it any machine. Nothing is changed.
+//! It reads everything through a [`View`], so that tests can show it any machine. It changes nothing.
 
 use std::fmt;
 use std::io::Write;
@@ -15,29 +15,29 @@ use crate::machine::{self, Cgroup, meminfo};
 use crate::plan::Caller;
 use crate::size::human;
 
-/// Bits of the effective capabilities.
+/// Bit numbers in the mask of effective capabilities.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
-    /// As good as it gets.
+    /// Fully available.
     Ok,
-    /// Works, with less.
+    /// Mounts work, but less well.
     Less,
     /// No mount can work.
     Stop,
 }
 
-/// One line.
+/// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     mark: Mark,
     name: &'static str,
     state: String,
     effect: &'static str,
-    /// How to get it, where it can be got.
+    /// The way to get the feature; empty if there is none.
     cure: &'static str,
 }
 
@@ -56,15 +56,15 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What is looked at.
+/// The machine, as the checks see it.
 struct View {
-    /// "/" but for tests.
+    /// "/" except in tests.
     base: PathBuf,
     caller: Caller,
     path: Vec<PathBuf>,
     cgroup: Option<Cgroup>,
     memlock: Option<u64>,
-    /// What came of trying io_uring.
+    /// Result of setting up an io_uring.
     ring: Result<(), String>,
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn run() -> Result<(), Error> {
     verdict(&findings)
 }
 
-/// An error that names the lines that stop a mount, if any does.
+/// Returns an error that names the findings that prevent a mount, if there are any.
 fn verdict(findings: &[Finding]) -> Result<(), Error> {
     let stops: Vec<String> =
         findings.iter().filter(|f| f.mark == Mark::Stop).map(|f| format!("{} {}", f.name, f.state)).collect();
@@ -137,7 +137,7 @@ impl View {
     fn dev_fuse(&self) -> Finding {
         let path = self.at("/dev/fuse");
         let opened = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        // fusermount3 opens it with root's rights, but hands it to us: the mode is not the user's hurdle, absence is.
+        // fusermount3 opens it with root's rights and hands it to us. The check is stricter: it fails on any error.
         let (mark, state) = match opened {
             Ok(_) => (Mark::Ok, "can be opened".to_owned()),
             Err(rustix::io::Errno::NOENT) => (Mark::Stop, "is missing".to_owned()),
@@ -290,7 +290,7 @@ impl View {
                 (Mark::Ok, format!("version {version}, no memory limit"))
             }
             Some(Cgroup { version, memory_limit: Some(limit) }) => {
-                // Version 1 says "none" with a number above any machine's memory.
+                // Version 1 expresses "none" by a number above any machine's memory.
                 let limit =
                     if *limit > 1 << 60 { "no limit".into() } else { format!("limit {}", human(*limit)) };
                 let mark = if *version == 1 { Mark::Less } else { Mark::Ok };
@@ -363,7 +363,7 @@ mod tests {
         view: View,
     }
 
-    /// A machine with nothing on it.
+    /// A machine without any feature.
     fn bare(caller: Caller) -> Fake {
         let dir = tempfile::tempdir().unwrap();
         let view = View {

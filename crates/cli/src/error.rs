@@ -1,4 +1,4 @@
-//! What can go wrong, each in one sentence (what failed, on what, what to do) and with its exit code.
+//! The failures of a command: each has one sentence (the failure, its object, the cure) and an exit code.
 
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ pub(crate) enum Error {
     Spawn(std::io::Error),
     #[error("the daemon ended before it had mounted ({status}); its log is {log}")]
     DaemonDied { status: std::process::ExitStatus, log: String },
-    /// What the daemon said before it ended: its own sentence and code.
+    /// The daemon's own sentence and code, which it sent before it ended.
     #[error("{sentence}")]
     Daemon { sentence: String, code: u8 },
     #[error(transparent)]
@@ -87,7 +87,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The code the process ends with.
+    /// The exit code of the process.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Error::Mount(e) => of_kind(e.kind()).code(),
@@ -132,7 +132,7 @@ impl Error {
         }
     }
 
-    /// What a refused unmount means.
+    /// The error for an unmount that the kernel refused.
     pub(crate) fn from_umount(mountpoint: &Path, errno: Errno) -> Self {
         match errno {
             Errno::PERM | Errno::ACCESS => {

@@ -1,33 +1,33 @@
-//! The exit codes: one table, shown in `--help`, used everywhere.
+//! The exit codes: the one table, which `--help` shows.
 
-/// What the process ends with. `EXIT_CODES` says what each means.
+/// The exit code of the process. `EXIT_CODES` describes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
     /// Done.
     Ok = 0,
-    /// What fits no other line.
+    /// A failure that has no code of its own.
     Failure = 1,
     /// The command line is wrong (clap's own code).
     Usage = 2,
-    /// Bad mountpoint.
+    /// The mountpoint is unusable.
     Mountpoint = 3,
-    /// Not permitted.
+    /// The caller lacks a permission.
     Permission = 4,
     /// FUSE cannot be used.
     Fuse = 5,
     /// The store was refused or cannot be written.
     Store = 6,
-    /// A size makes no sense.
+    /// A size or memory is invalid.
     Size = 7,
-    /// Somebody uses the mount.
+    /// The mount is in use.
     Busy = 8,
     /// There is no overspill mount.
     NotMounted = 9,
 }
 
 impl Exit {
-    /// The number the shell sees.
+    /// The number that the shell sees.
     pub(crate) fn code(self) -> u8 {
         self as u8
     }

@@ -1,13 +1,13 @@
-//! Where fusermount3 is: the setuid helper that mounts and unmounts for users.
+//! Finds fusermount3, the setuid helper that mounts and unmounts for users.
 
 use std::path::PathBuf;
 
 const NAME: &str = "fusermount3";
 
-/// Where it is looked for beyond `PATH`: a daemon may have been started with a poor one.
+/// Directories to search beyond `PATH`, which a daemon may have inherited incomplete.
 const USUAL: [&str; 3] = ["/usr/bin", "/bin", "/usr/local/bin"];
 
-/// The first that is a file, in these directories and then in the usual ones below `base`.
+/// The first fusermount3 that is a file: in the directories of `path`, then in the usual ones below `base`.
 pub(crate) fn find(path: &[PathBuf], base: &std::path::Path) -> Option<PathBuf> {
     let usual = USUAL.iter().map(|dir| base.join(dir.trim_start_matches('/')));
     path.iter().cloned().chain(usual).map(|dir| dir.join(NAME)).find(|program| program.is_file())

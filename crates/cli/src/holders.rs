@@ -1,4 +1,4 @@
-//! Who keeps a mount busy: found by reading `/proc`, never by touching the mount.
+//! Finds the holders that keep a mount busy. It reads `/proc` and `/sys`, and never touches the mount.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,29 +7,29 @@ use std::path::{Path, PathBuf};
 
 use crate::mountinfo::{Entry, Mounts};
 
-/// Of very many holders, so many are named.
+/// The most holders that a message names.
 const NAMED: usize = 12;
 
-/// One who uses a mount.
+/// A user of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// A process, and what it holds there, each with the count of its kind.
+    /// A process, with an example of each kind of thing it holds there, and the number of that kind.
     Process { pid: u32, comm: String, holds: Vec<(String, usize)> },
     /// Another mount on top of this one.
     Mount(PathBuf),
-    /// A loop device whose backing file is there.
+    /// A loop device whose backing file is on the mount.
     Loop { device: String, file: String },
 }
 
-/// All who use a mount.
+/// All users of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Holders {
     pub(crate) found: Vec<Holder>,
-    /// Root sees every process that /proc shows.
+    /// True if root asked, who sees every process in /proc.
     pub(crate) asked_by_root: bool,
 }
 
-/// Looks for everyone who uses `mount`. Without root, other users' processes cannot be looked into.
+/// Finds all users of `mount`. Without root, the processes of other users cannot be examined.
 pub(crate) fn find(mounts: &Mounts, mount: &Entry) -> Holders {
     let mut holders: Vec<Holder> =
         mounts.children(mount).map(|child| Holder::Mount(child.mountpoint.clone())).collect();
@@ -52,7 +52,7 @@ fn processes(proc: &Path, mountpoint: &Path) -> Vec<Holder> {
     found.into_values().collect()
 }
 
-/// What one process (its directory in `/proc`) holds below `mountpoint`: an example of each kind, and how many.
+/// The things a process (its directory in `/proc`) holds below `mountpoint`: an example and the number of each kind.
 fn held_by(process: &Path, mountpoint: &Path) -> Vec<(String, usize)> {
     let below = |path: PathBuf| path.starts_with(mountpoint).then_some(path);
     let link = |name: &str| std::fs::read_link(process.join(name)).ok().and_then(below);
@@ -78,7 +78,7 @@ fn held_by(process: &Path, mountpoint: &Path) -> Vec<(String, usize)> {
     holds
 }
 
-/// The file of one line of `maps`: what follows the five columns, from its first slash.
+/// The file in a line of `maps`: the text after the five columns, from its first slash.
 fn mapped_file(line: &[u8]) -> Option<PathBuf> {
     let slash = line.iter().position(|b| *b == b'/')?;
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(&line[slash..])))
@@ -141,7 +141,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    /// A `/proc` of one process.
+    /// A `/proc` with one process.
     fn fake_proc(pid: u32) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let process = dir.path().join(pid.to_string());

@@ -1,20 +1,20 @@
-//! What this machine has: physical memory, and the part of it our cgroup may use.
+//! The memory of this machine: physical RAM, and the part of it that our cgroup may use.
 
 use std::path::{Path, PathBuf};
 
 use crate::mountinfo::{Entry, Mounts};
 
-/// The memory there is.
+/// The memory of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Physical RAM, in bytes: what `%` is a part of.
+    /// Physical RAM, in bytes. Sizes in `%` refer to it.
     pub(crate) ram: u64,
-    /// The cgroup's limit, where one is below RAM.
+    /// The cgroup's limit in bytes, if it is below RAM.
     pub(crate) limit: Option<u64>,
 }
 
 impl Memory {
-    /// Asks the kernel.
+    /// Reads the memory from the kernel.
     pub(crate) fn of_machine() -> Self {
         let ram = std::fs::read_to_string("/proc/meminfo").ok().and_then(|t| meminfo(&t, "MemTotal"));
         let ram = ram.unwrap_or(1 << 30);
@@ -22,7 +22,7 @@ impl Memory {
         Memory { ram, limit }
     }
 
-    /// What can be used at most.
+    /// The most bytes that this process may use.
     pub(crate) fn usable(self) -> u64 {
         self.limit.map_or(self.ram, |l| l.min(self.ram))
     }
@@ -39,18 +39,18 @@ pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
 pub(crate) struct Cgroup {
     /// 1 or 2.
     pub(crate) version: u8,
-    /// The smallest limit from our group up to the root, if any is set.
+    /// The smallest limit in bytes, from our group up to the root, if any is set.
     pub(crate) memory_limit: Option<u64>,
 }
 
-/// The memory cgroup of this process, if it is in one that we can see.
+/// The memory cgroup of this process; `None` if it cannot be seen from here.
 pub(crate) fn cgroup() -> Option<Cgroup> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = Mounts::read().ok()?;
     find_cgroup(&groups, &mounts, |path| std::fs::read_to_string(path).ok())
 }
 
-/// `groups` is `/proc/self/cgroup`. Version 1 is asked first: where it has the memory controller, version 2 has not.
+/// `groups` is `/proc/self/cgroup`. Version 1 has priority: if it has the memory controller, version 2 has not.
 fn find_cgroup(groups: &str, mounts: &Mounts, read: impl Fn(&Path) -> Option<String>) -> Option<Cgroup> {
     let v1 = groups.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -67,7 +67,7 @@ fn find_cgroup(groups: &str, mounts: &Mounts, read: impl Fn(&Path) -> Option<Str
         _ => return None,
     };
     let leaf = directory(mount, path);
-    // A limit that is not a number ("max") is none. Version 1 writes a huge number for none; it is above any RAM.
+    // "max" is no number and means no limit. Version 1 writes a huge number instead, which is above any RAM.
     let memory_limit = leaf
         .ancestors()
         .take_while(|dir| dir.starts_with(&mount.mountpoint))
@@ -76,8 +76,8 @@ fn find_cgroup(groups: &str, mounts: &Mounts, read: impl Fn(&Path) -> Option<Str
     Some(Cgroup { version, memory_limit })
 }
 
-/// Where the group `path` is found below `mount`. A container often sees only its own group mounted, under a path that
-/// means nothing inside: then the mountpoint is the group.
+/// The directory of the group `path` below `mount`. A container often has only its own group mounted, under a path that
+/// does not exist inside: then the mountpoint is the group.
 fn directory(mount: &Entry, path: &str) -> PathBuf {
     match Path::new(path).strip_prefix(&mount.root) {
         Ok(below) if !path.contains("..") => mount.mountpoint.join(below),

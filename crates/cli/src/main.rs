@@ -1,6 +1,6 @@
 //! The program `overspill`: mounts, shows and removes file systems that page themselves.
 //!
-//! This file maps commands to what does them, and results to exit codes ([`exit`]); nothing else.
+//! This file maps commands to their modules, and results to exit codes ([`exit`]); nothing else.
 
 #![forbid(unsafe_code)]
 
@@ -54,7 +54,7 @@ that was not given is lowered to the size. OVERSPILL_LOG (error, warn, info, deb
 codes: see `overspill --help`.";
 
 fn main() -> ExitCode {
-    // A daemon must not keep its caller's files open, nor a helper that runs as another user see them. Before Linux 5.11 they do.
+    // A daemon must not keep its caller's files open, nor show them to a helper of another user. Before 5.11, it does.
     let _ = overspill::process::keep_descriptors_from_children();
     let result = match Command::parse() {
         Command::Mount(args) => mount::run(&args),

@@ -1,13 +1,13 @@
-//! `overspill mount`: three ways through one command.
+//! `overspill mount`: one command that runs in three ways.
 //!
 //! ```text
 //! overspill mount DIR ──► starts itself with --daemon-child, waits for one line on a pipe, relays it, ends
 //!                └─► overspill mount --daemon-child DIR: own session, "/" as directory, serves; stderr is the log
 //! overspill mount -f DIR: serves here
 //! ```
-//! Forking would be unsafe; a second process image is not, and holds nothing of the caller's but the log. On its stdout
-//! the child writes `ready NOTES` or `error SENTENCE`; its exit code says the rest. Should it die before either, the parent
-//! clears what it may have mounted.
+//! A fork would be unsafe; a second process image is not, and inherits only the log from the caller. On its stdout the
+//! child writes `ready NOTES` or `error SENTENCE`; then its exit code gives the kind of error. If it dies before that,
+//! the parent clears a mount that it may have left.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -34,10 +34,10 @@ use crate::plan::{self, Caller};
 use crate::say::say;
 use crate::umount;
 
-/// How long the last lines of the log may take.
+/// The longest time to wait for the last lines of the log.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Runs the command in whichever of its three ways was asked for.
+/// Runs the command in the way that its arguments select.
 pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
     if args.daemon_child {
         return be_daemon(args);
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
     start_daemon(args, &options.mountpoint, caller)
 }
 
-/// The parent: everything was checked once already; now it happens in a process of its own.
+/// The parent: it has checked all arguments, and now starts the process that serves.
 fn start_daemon(args: &MountArgs, mountpoint: &Path, caller: Caller) -> Result<(), Error> {
     let (log, log_name) = open_log(args.log.as_deref(), caller)?;
     let mut child = Command::new("/proc/self/exe")
@@ -89,7 +89,7 @@ fn start_daemon(args: &MountArgs, mountpoint: &Path, caller: Caller) -> Result<(
     }
 }
 
-/// The child. Whatever fails is told to the parent in one line; main ends the process with its code.
+/// The child. It reports a failure to the parent in one line; main ends the process with the exit code.
 fn be_daemon(args: &MountArgs) -> Result<(), Error> {
     let log = log_to_stderr();
     let result = rustix::process::setsid()
@@ -108,17 +108,17 @@ fn be_daemon(args: &MountArgs) -> Result<(), Error> {
     result
 }
 
-/// Says one line, then closes the pipe: who waits for our stdout must not wait for the mount's whole life.
+/// Writes one line, then closes the pipe: a reader of our stdout must not wait until the mount ends.
 fn tell_parent(word: &str, text: &str) {
     let mut out = std::io::stdout();
-    // The parent may be gone; the mount lives on regardless.
+    // If the parent is gone, the mount lives on.
     let _ = writeln!(out, "{word} {}", text.replace('\n', " ")).and_then(|()| out.flush());
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(null);
     }
 }
 
-/// Serves until unmounted, by umount(8) or by a signal.
+/// Serves until umount(8) or a signal ends the mount.
 fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(), Error> {
     overspill::process::die_on_panic();
     overspill::process::survive_file_size_limit();
@@ -129,8 +129,8 @@ fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(), E
     Ok(())
 }
 
-/// A first signal detaches the mount, which ends the daemon when its last user is gone; where nothing is mounted yet, or
-/// at a second signal, the process ends at once. Nothing of the store survives either.
+/// The first signal detaches the mount: the daemon ends when the last user is gone. If that fails (nothing is mounted
+/// yet), or at a second signal, the process ends at once. The store keeps nothing in either case.
 fn unmount_on_signals(mountpoint: PathBuf) -> Result<(), Error> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| Error::Io("signals", e))?;
     std::thread::Builder::new()
@@ -149,7 +149,7 @@ fn unmount_on_signals(mountpoint: PathBuf) -> Result<(), Error> {
     Ok(())
 }
 
-/// The log file and its name. Only one that was asked for by name must be writable.
+/// The log file and its name. A log that the user named must open; without the default one, no log is kept.
 fn open_log(asked: Option<&Path>, caller: Caller) -> Result<(Stdio, String), Error> {
     if let Some(path) = asked {
         let file = append(path).map_err(|e| Error::Log(path.to_owned(), e))?;
@@ -184,8 +184,8 @@ fn default_log(caller: Caller, env: impl Fn(&str) -> Option<PathBuf>) -> Option<
     Some(state.join("overspill.log"))
 }
 
-/// Opens a log to be appended to: a file of our own, which nobody else may write, or a device such as /dev/null. Not what a
-/// symbolic link leads to, another user's file or a pipe: lines would go where others want them, be forged, or wait.
+/// Opens a log for appending: a file of our own, which nobody else may write, or a device such as /dev/null. It refuses
+/// symbolic links, other users' files and pipes: they could divert our lines, forge them, or block us.
 fn append(path: &Path) -> std::io::Result<File> {
     let refused = |why: &str| Err(std::io::Error::other(why.to_owned()));
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -219,7 +219,7 @@ fn append(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Logs to stderr, through a thread: see [`overspill::log`].
+/// Logs to stderr, through a thread (see [`overspill::log`]).
 fn log_to_stderr() -> Log {
     let level = std::env::var("OVERSPILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(LevelFilter::INFO);
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
@@ -231,7 +231,7 @@ fn log_to_stderr() -> Log {
         }
     };
     let lines = log.clone();
-    // A second subscriber cannot be set; there is none before main's one command.
+    // Setting a second subscriber fails, but main runs one command and so sets only one.
     let _ = tracing_subscriber::fmt()
         .with_writer(move || lines.clone())
         .log_internal_errors(false)
@@ -276,7 +276,7 @@ mod tests {
         assert!(matches!(open_log(Some(&dir.path().join("no/log")), caller), Err(Error::Log(..))));
     }
 
-    /// A log must not go where somebody else wants it, nor wait for him.
+    /// Nobody else may choose where a log goes, or make us wait for it.
     #[test]
     fn a_log_is_a_file_of_our_own() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! What is mounted where, read from `/proc/self/mountinfo`.
+//! The table of mounts, from `/proc/self/mountinfo`.
 //!
-//! A dead FUSE mount answers every call with ENOTCONN, and one whose daemon hangs does not answer at all. So a path is
-//! resolved here name by name, and an overspill mountpoint is recognised *before* anything on it is touched.
+//! A dead FUSE mount answers every call with ENOTCONN, and a mount whose daemon hangs does not answer at all. So a path
+//! is resolved here name by name, and an overspill mountpoint is recognised *before* any call touches it.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -11,18 +11,18 @@ use std::path::{Component, Path, PathBuf};
 /// The file system type of our mounts.
 const FSTYPE: &str = "fuse.overspill";
 
-/// Symbolic links followed before a path is called a loop, as in the kernel.
+/// Most symbolic links in a path before it counts as a loop, as in the kernel.
 const MAX_LINKS: usize = 40;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// The mount's id, and its parent's.
+    /// Ids of the mount and of its parent.
     pub(crate) id: u64,
     pub(crate) parent: u64,
-    /// `major:minor` of its files.
+    /// `major:minor` of the file system's device.
     pub(crate) dev: String,
-    /// The directory inside its file system that is mounted.
+    /// The directory inside the file system that is mounted.
     pub(crate) root: PathBuf,
     pub(crate) mountpoint: PathBuf,
     pub(crate) fstype: String,
@@ -32,7 +32,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Whether this is a mount of ours.
+    /// True if this is an overspill mount.
     pub(crate) fn is_overspill(&self) -> bool {
         self.fstype == FSTYPE || (self.fstype == "fuse" && self.source == "overspill")
     }
@@ -42,23 +42,23 @@ impl Entry {
         self.options.split(',').find_map(|o| o.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     }
 
-    /// The FUSE connection's number, under which `/sys/fs/fuse/connections` knows it.
+    /// The number of the FUSE connection in `/sys/fs/fuse/connections`.
     pub(crate) fn connection(&self) -> Option<&str> {
         self.dev.split_once(':').map(|(_, minor)| minor)
     }
 }
 
-/// The mounts this process sees, in the order they were made.
+/// The mounts that this process sees, in the order in which they were made.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Mounts(Vec<Entry>);
 
 impl Mounts {
-    /// Reads the table of this process.
+    /// Reads the mounts of this process.
     pub(crate) fn read() -> std::io::Result<Self> {
         Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
-    /// Understands the text of a mountinfo file; lines that are not understood are left out.
+    /// Parses the text of a mountinfo file; skips lines that are malformed.
     pub(crate) fn parse(text: &[u8]) -> Self {
         Mounts(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
     }
@@ -68,12 +68,12 @@ impl Mounts {
         self.0.iter()
     }
 
-    /// The mount one meets at exactly `path`: the topmost where several are stacked.
+    /// The mount at exactly `path`: the topmost, if several are stacked.
     pub(crate) fn at(&self, path: &Path) -> Option<&Entry> {
         self.0.iter().rev().find(|e| e.mountpoint == path)
     }
 
-    /// The mount `path` (absolute, without links) lies on.
+    /// The mount on which `path` (absolute, without links) lies.
     pub(crate) fn containing(&self, path: &Path) -> Option<&Entry> {
         path.ancestors().find_map(|p| self.at(p))
     }
@@ -83,8 +83,8 @@ impl Mounts {
         self.0.iter().filter(move |e| e.parent == entry.id)
     }
 
-    /// Makes `path` absolute and free of links without ever touching an overspill mount: below one, names are taken as
-    /// they stand. Names that do not exist are kept too.
+    /// Makes `path` absolute and free of links without touching an overspill mount: names below one are taken as they
+    /// are. Names that do not exist are kept too.
     pub(crate) fn resolve(&self, path: &Path) -> std::io::Result<PathBuf> {
         let mut rest: VecDeque<OsString> = VecDeque::new();
         push_front(&mut rest, path);
@@ -114,7 +114,7 @@ impl Mounts {
     }
 }
 
-/// Puts the names of `path` before those already waiting.
+/// Puts the names of `path` before those already queued.
 fn push_front(rest: &mut VecDeque<OsString>, path: &Path) {
     for part in path.components().rev() {
         match part {
@@ -133,7 +133,7 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     let root = PathBuf::from(unescape(fields.next()?));
     let mountpoint = PathBuf::from(unescape(fields.next()?));
     let _mount_options = fields.next()?;
-    // Optional fields, ended by a lone dash.
+    // Optional fields; a lone dash ends them.
     fields.by_ref().find(|f| *f == b"-")?;
     let fstype = text(fields.next()?);
     let source = unescape(fields.next()?);
@@ -149,7 +149,7 @@ fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(field).into_owned()
 }
 
-/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
+/// Decodes the kernel's octal escapes of space, tab, newline and backslash.
 fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

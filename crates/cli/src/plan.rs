@@ -1,4 +1,4 @@
-//! From what was asked for to what is mounted: defaults, checks, absolute paths. Touches nothing.
+//! Turns a request into mount options: defaults, checks, absolute paths. It changes nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ use crate::mountinfo::{Entry, Mounts};
 use crate::options::Requested;
 use crate::size::Amount;
 
-/// Below this there is no room for the buffers of a store and of the kernel.
+/// With less memory there is no room for the buffers of a store and of the kernel.
 const LEAST_MEMORY: u64 = 4 << 20;
 const LEAST_SIZE: u64 = 4096;
 
-/// Who asks.
+/// The user of a command: effective ids.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
@@ -23,7 +23,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// This process.
+    /// The user of this process.
     pub(crate) fn current() -> Self {
         Caller { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
@@ -33,7 +33,7 @@ impl Caller {
     }
 }
 
-/// Everything the mount needs, checked.
+/// The checked options of a mount.
 pub(crate) fn options(
     asked: &Requested,
     mountpoint: &Path,
@@ -43,7 +43,7 @@ pub(crate) fn options(
     let (memory, size) = memory_and_size(asked, machine)?;
     let mountpoint = check_mountpoint(mountpoint, caller)?;
     if !caller.is_root() {
-        // fusermount3 would drop these two with a warning nobody reads.
+        // fusermount3 would drop these two, with a warning that nobody reads.
         for (given, name) in [(asked.nosuid, "suid"), (asked.nodev, "dev")] {
             if given == Some(false) {
                 return Err(Error::RootOnly(name));
@@ -102,15 +102,15 @@ fn memory_and_size(asked: &Requested, machine: Memory) -> Result<(u64, u64), Err
             Some(size) if size < memory => return Err(Error::SizeBelowMemory { size, memory }),
             _ => memory,
         },
-        // More memory than the mount can hold is of no use.
+        // More memory than the mount can hold would be useless.
         None => (machine.usable() / 10).min(size.unwrap_or(u64::MAX)).max(LEAST_MEMORY),
     };
     Ok((memory, size.unwrap_or(memory.saturating_mul(4))))
 }
 
-/// The kernel charges more to our cgroup than the daemon's own memory: pages of ours that it holds dirty and cannot drop
-/// before we have taken them, inodes and names, stacks and page tables. Measured with daemon and work in one group of version 1:
-/// 64 MiB of memory were killed in 72, lived in 76 and were never short in 96; 256 MiB stood still in 270.
+/// Bytes that the kernel charges to our cgroup beside the daemon's own: dirty pages of ours that it cannot drop before
+/// we have taken them, inodes and names, stacks and page tables. Measured with daemon and work in one group of version
+/// 1: 64 MiB of memory were killed in 72, lived in 76 and were never short in 96; 256 MiB stood still in 270.
 fn kernels_share(memory: u64) -> u64 {
     memory / 4 + KERNELS_LEAST
 }
@@ -145,7 +145,7 @@ fn check_mountpoint(path: &Path, caller: Caller) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-/// An existing directory holds an unnamed file; any other path is a file to be made.
+/// An existing directory holds an unnamed file; any other path is a file to be created.
 fn store(asked: Option<&Path>) -> Result<StoreChoice, Error> {
     let path = match asked {
         None => return Ok(StoreChoice::Directory("/var/tmp".into())),
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(sizes(Some("1%"), Some("200%"), contained), Ok((GIB, 200 * GIB)));
     }
 
-    /// A budget just under the cgroup's limit would have the daemon killed: the kernel charges the group for more than us.
+    /// A budget just below the cgroup's limit would get the daemon killed: the kernel charges more than the budget.
     #[test]
     fn a_cgroup_has_room_for_what_the_kernel_charges() {
         let contained = |mib: u64| Memory { limit: Some(mib << 20), ..MACHINE };

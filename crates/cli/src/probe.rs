@@ -1,4 +1,4 @@
-//! Asking a mount how it is, without being hung by a daemon that does not answer.
+//! Asks a mount for its state, without waiting for ever on a daemon that hangs.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -11,25 +11,25 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::mountinfo::Entry;
 
-/// How long a living daemon may take to answer: long enough for one that pages to a slow disk.
+/// The longest time that a living daemon may take to answer: enough for one that pages to a slow disk.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How a mount is.
+/// The state of a mount.
 pub(crate) enum Probe {
-    /// It lives.
+    /// The daemon lives.
     Alive(Box<Stats>),
-    /// It lives, but gives no statistics: why.
+    /// The daemon lives, but gives no statistics, for this reason.
     Mute(String),
-    /// Its daemon is gone.
+    /// The daemon is gone.
     Dead,
-    /// It is another user's.
+    /// The mount belongs to another user.
     Denied,
-    /// It did not answer in time.
+    /// The daemon did not answer in time.
     Silent,
 }
 
 impl Probe {
-    /// The statistics, or why there are none.
+    /// The statistics, or the reason why there are none.
     pub(crate) fn stats(self, mount: &Entry) -> Result<Stats, Error> {
         let path = mount.mountpoint.clone();
         match self {
@@ -42,7 +42,7 @@ impl Probe {
     }
 }
 
-/// Asks `mount`, in a thread that may be left behind: a call into a hung file system cannot be cancelled.
+/// Asks `mount` in a thread, which may be left behind: a call into a hung file system cannot be cancelled.
 pub(crate) fn probe(mount: &Entry) -> Probe {
     let (answer, answered) = mpsc::channel();
     let mount = mount.clone();
@@ -56,7 +56,7 @@ pub(crate) fn probe(mount: &Entry) -> Probe {
 }
 
 fn ask(mount: &Entry) -> Probe {
-    // Attributes are cached by the kernel beyond the daemon's death; statfs never is.
+    // The kernel may answer getattr from its cache after the daemon's death; it never caches statfs.
     if let Err(error) = rustix::fs::statvfs(&mount.mountpoint) {
         return match error {
             Errno::NOTCONN | Errno::CONNABORTED => Probe::Dead,
@@ -74,7 +74,7 @@ fn ask(mount: &Entry) -> Probe {
     }
 }
 
-/// FUSE keeps even root out of another user's mount; but root may become that user and ask again.
+/// FUSE keeps even root out of another user's mount. Root can become that user and ask again.
 fn ask_as_owner(mount: &Entry) -> Probe {
     let (Some(uid), Some(gid)) = (mount.option_u32("user_id"), mount.option_u32("group_id")) else {
         return Probe::Denied;
@@ -82,7 +82,7 @@ fn ask_as_owner(mount: &Entry) -> Probe {
     if !rustix::process::geteuid().is_root() || uid == 0 {
         return Probe::Denied;
     }
-    // That user may look into his processes: nothing of root's environment goes with it.
+    // That user may inspect his processes, so the child gets nothing of root's environment.
     let output = Command::new("/proc/self/exe")
         .args(["stats", "--json"])
         .arg(&mount.mountpoint)

@@ -1,8 +1,8 @@
-//! Messages on stderr. A reader that has gone is no reason to fail: `eprintln!` would panic.
+//! Messages on stderr. They ignore a reader that is gone, where `eprintln!` would panic.
 
 use std::io::Write as _;
 
-/// Says one line.
+/// Writes one line.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "overspill: {text}");
 }

@@ -1,32 +1,32 @@
-//! Sizes and counts as people write them: `512m`, `8G`, `25%`, `4096`.
+//! Sizes and counts in the form that people write: `512m`, `8G`, `25%`, `4096`.
 //!
 //! The suffixes are those of kernel tmpfs: k, m, g, t in either case, powers of 1024; `%` is of physical RAM.
 //! Anything else, and anything that does not fit 64 bits, is an error: a size is never guessed.
 
 use std::num::IntErrorKind;
 
-/// A size before the machine is known.
+/// A size, before the machine's RAM is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Amount {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
-    /// So much of physical RAM.
+    /// A percentage of physical RAM.
     Percent(u64),
 }
 
-/// Why a size was not understood. The text continues a sentence: "memory '3x' …".
+/// The reason why a size is invalid. Its text continues a sentence: "memory '3x' …".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SizeError {
-    /// Not a number with a known suffix.
+    /// The text is not a number with a known suffix.
     #[error("is not a size; write bytes, or a number with k, m, g, t or %")]
     Garbage,
-    /// More than 64 bits hold.
+    /// The number does not fit 64 bits.
     #[error("is too large; it must fit 64 bits")]
     Overflow,
 }
 
 impl Amount {
-    /// Understands `text`.
+    /// Parses `text`.
     pub(crate) fn parse(text: &str) -> Result<Self, SizeError> {
         match text.strip_suffix('%') {
             Some(number) => digits(number).map(Amount::Percent),
@@ -34,7 +34,7 @@ impl Amount {
         }
     }
 
-    /// The bytes meant on a machine with `ram` bytes of physical memory.
+    /// The number of bytes on a machine with `ram` bytes of physical memory.
     pub(crate) fn bytes(self, ram: u64) -> Result<u64, SizeError> {
         match self {
             Amount::Bytes(bytes) => Ok(bytes),
@@ -55,7 +55,7 @@ impl std::fmt::Display for Amount {
     }
 }
 
-/// A number with an optional k, m, g or t.
+/// Parses a number with an optional suffix k, m, g or t.
 pub(crate) fn count(text: &str) -> Result<u64, SizeError> {
     let (number, shift) = match text.chars().last().map(|c| c.to_ascii_lowercase()) {
         Some('k') => (&text[..text.len() - 1], 10),
@@ -67,7 +67,7 @@ pub(crate) fn count(text: &str) -> Result<u64, SizeError> {
     digits(number)?.checked_mul(1 << shift).ok_or(SizeError::Overflow)
 }
 
-/// Decimal digits and nothing else: no sign, no space, no point.
+/// Parses decimal digits and nothing else: no sign, no space, no point.
 fn digits(text: &str) -> Result<u64, SizeError> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(SizeError::Garbage);
@@ -78,7 +78,7 @@ fn digits(text: &str) -> Result<u64, SizeError> {
     })
 }
 
-/// Bytes for people: three significant digits and a unit. Integer arithmetic, rounded down.
+/// Formats bytes for people: three significant digits and a unit. Integer arithmetic, rounded down.
 pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {

@@ -1,4 +1,4 @@
-//! `overspill slabinfo`: what kind of objects a daemon's metadata is.
+//! `overspill slabinfo`: the caches of objects that make up a daemon's metadata.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub(crate) struct SlabinfoArgs {
     #[command(flatten)]
     watch: Watch,
 
-    /// What comes first.
+    /// The field to sort by.
     #[arg(long, value_enum, default_value = "memory", value_name = "FIELD")]
     sort: Sort,
 }
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &SlabinfoArgs) -> Result<(), Error> {
     let mount = find(args.path.as_deref())?;
     let unread = |error: &dyn std::fmt::Display| Error::Stats(mount.mountpoint.clone(), error.to_string());
     args.watch.print(&mount, || {
-        // First whether it lives: a dead or silent daemon has an answer of its own.
+        // The probe comes first: a dead or silent daemon has an error of its own.
         probe(&mount).stats(&mount)?;
         let mut info = overspill::stats::slabinfo_of_mount(&mount.mountpoint).map_err(|e| unread(&e))?;
         args.sort.apply(&mut info.caches);
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &SlabinfoArgs) -> Result<(), Error> {
     })
 }
 
-/// The mount that is meant.
+/// Finds the mount at `path`, or the only mount.
 fn find(path: Option<&std::path::Path>) -> Result<Entry, Error> {
     if let Some(path) = path {
         return stats::find(path);
@@ -83,7 +83,7 @@ fn find(path: Option<&std::path::Path>) -> Result<Entry, Error> {
     }
 }
 
-/// Columns: heading, field.
+/// Heading and field of each column.
 const COLUMNS: [(&str, &str); 12] = [
     ("FLAGS", "flags"),
     ("SIZE", "object_size"),

@@ -1,4 +1,4 @@
-//! `overspill stats`: where every byte is.
+//! `overspill stats`: the place of every byte of a mount.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &StatsArgs) -> Result<(), Error> {
     })
 }
 
-/// The mount `path` is on.
+/// The mount on which `path` lies.
 pub(crate) fn find(path: &std::path::Path) -> Result<Entry, Error> {
     let mounts = Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?;
     let absolute = mounts.resolve(path).map_err(|e| Error::Unreachable(path.to_owned(), e))?;

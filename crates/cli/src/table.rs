@@ -1,4 +1,4 @@
-//! Statistics as a table for people. What a newer daemon adds is shown too, under its own name.
+//! Statistics as a table for people. Fields that only a newer daemon has are shown too, under their own names.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::size::human;
 
-/// Groups, and in them field and label, in the order shown.
+/// Groups, each with its fields and labels, in the order shown.
 const GROUPS: [(&str, &[(&str, &str)]); 4] = [
     (
         "memory",

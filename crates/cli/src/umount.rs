@@ -1,7 +1,7 @@
 //! `overspill umount`: as root by umount2(2), as a user through fusermount3.
 //!
-//! A dead mount is cleared even if somebody still stands in it: there is nothing left to wait for. A living one is
-//! unmounted only when nobody uses it, and the command ends when the daemon has: then memory and store are free again.
+//! A dead mount is cleared even if a process still uses it: there is nothing to wait for. A living mount is unmounted
+//! only when nobody uses it, and the command ends when the daemon has ended: then memory and store are free again.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::plan::Caller;
 use crate::probe::{Probe, probe};
 use crate::say::say;
 
-/// How long a daemon may take to end after its mount is gone, in seconds.
+/// Seconds that a daemon may take to end after its mount is gone.
 const DAEMON_END: i64 = 10;
 
 /// `overspill umount`
@@ -45,7 +45,7 @@ pub(crate) struct UmountArgs {
 pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
     let mounts = read_mounts()?;
     let mount = find(&mounts, &args.mountpoint)?;
-    // Our own working directory must not be what keeps it busy.
+    // Our own working directory must not keep the mount busy.
     std::env::set_current_dir("/").map_err(|e| Error::Io("cannot go to /", e))?;
     let caller = Caller::current();
     if let Some(owner) = mount.option_u32("user_id").filter(|owner| !caller.is_root() && *owner != caller.uid)
@@ -77,17 +77,17 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes `mountpoint` away whoever uses it; for the daemon itself, when a signal ends it.
+/// Detaches `mountpoint` even if it is in use. The daemon calls it when a signal ends it.
 pub(crate) fn detach(mountpoint: &Path) -> Result<(), Error> {
     let mount = find(&read_mounts()?, mountpoint)?;
     take_away(&mount, Manner::Detach, Caller::current())
 }
 
-/// Clears a mount that a daemon has left behind which died while it started.
+/// Clears the mount of a daemon that died while it started.
 pub(crate) fn clear_if_dead(mountpoint: &Path) {
     let Ok(mount) = read_mounts().and_then(|mounts| find(&mounts, mountpoint)) else { return };
     if matches!(probe(&mount), Probe::Dead) {
-        // Should it fail, `overspill umount` clears it; the caller has worse to report.
+        // If this fails, `overspill umount` clears it; the caller reports the more serious error.
         let _ = clear(&mount, Caller::current());
     }
 }
@@ -96,7 +96,7 @@ fn read_mounts() -> Result<Mounts, Error> {
     Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))
 }
 
-/// The overspill mount at exactly `path`.
+/// The overspill mount whose mountpoint is exactly `path`.
 fn find(mounts: &Mounts, path: &Path) -> Result<Entry, Error> {
     let absolute = mounts.resolve(path).map_err(|e| Error::Unreachable(path.to_owned(), e))?;
     match mounts.containing(&absolute) {
@@ -107,7 +107,7 @@ fn find(mounts: &Mounts, path: &Path) -> Result<Entry, Error> {
     }
 }
 
-/// Clears a dead mount, gently if that works.
+/// Clears a dead mount: plainly if that works, else by detaching it.
 fn clear(mount: &Entry, caller: Caller) -> Result<(), Error> {
     match take_away(mount, Manner::Gentle, caller) {
         Ok(()) => Ok(()),
@@ -166,8 +166,8 @@ fn busy(mount: &Entry) -> Error {
     Error::Busy(mount.mountpoint.clone(), holders)
 }
 
-/// Cuts the connection to the daemon: every call waiting for it fails, also a killed daemon's own that kept it from
-/// ending. Its owner may where fusectl is mounted, root everywhere; for others detaching has to do.
+/// Cuts the connection to the daemon: every call that waits for it fails, including a killed daemon's own call that
+/// kept it from ending. The owner may do this where fusectl is mounted, root everywhere; others can only detach.
 fn abort(mount: &Entry) {
     let Some(connection) = mount.connection() else { return };
     if std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1").is_ok() {
@@ -178,7 +178,7 @@ fn abort(mount: &Entry) {
     }
 }
 
-/// The same through a fusectl of our own that is mounted nowhere.
+/// Does the same through a fusectl of our own that is mounted nowhere.
 fn abort_unmounted(connection: &str) -> Result<(), Errno> {
     let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;
@@ -188,7 +188,7 @@ fn abort_unmounted(connection: &str) -> Result<(), Errno> {
     rustix::io::write(abort, b"1").map(drop)
 }
 
-/// A handle on the daemon, taken while it is known to live: its number may be another's afterwards.
+/// A handle to the daemon, taken while it is known to live: later, another process may have its pid.
 fn open_pid(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()

@@ -1,4 +1,4 @@
-//! Reports that are printed once, or again and again until their mount goes.
+//! Reports that are printed once, or repeatedly until their mount goes.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::mountinfo::{Entry, Mounts};
 
-/// How a report is printed.
+/// The options for printing a report.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watch {
     /// One JSON object on one line; sizes in bytes.
@@ -26,7 +26,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Prints what `report` makes of `mount`, as often as was asked for.
+    /// Prints `report`, as often as the options say.
     pub(crate) fn print(
         &self,
         mount: &Entry,
@@ -38,7 +38,7 @@ impl Watch {
         loop {
             let text = report()?;
             match writeln!(out, "{clear}{}", text.trim_end()).and_then(|()| out.flush()) {
-                // `stats --watch | head`: the reader has seen enough.
+                // `stats --watch | head`: the reader has closed the pipe.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written.map_err(|e| Error::Io("stdout", e))?,
             }
@@ -46,7 +46,7 @@ impl Watch {
                 None => return Ok(()),
                 Some(seconds) => std::thread::sleep(Duration::from_secs(seconds)),
             }
-            // Ends with the mount.
+            // The loop ends with the mount.
             let mounts = Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?;
             if !mounts.iter().any(|entry| entry.id == mount.id) {
                 return Ok(());

@@ -1,8 +1,8 @@
 //! An arena of pages that imports spans from its source, as in vmem (R44).
 //!
-//! A span is 64 pages, one word of bits. Runs are cut from the span with the least room that still has enough, so that
-//! others fall empty; [`Arena::trim`] gives unused pages and whole spans back. What describes spans comes from a reserve
-//! of the arena's own that is filled ahead of need: an arena never asks a cache for memory, so nothing recurs.
+//! A span is 64 pages, described by one word of bits. A run is cut from a span whose largest free run is the smallest
+//! that fits, so that other spans fall empty; [`Arena::trim`] returns unused pages and whole spans. Span records come
+//! from a reserve of the arena's own, filled ahead of need: an arena never asks a cache for memory.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -18,40 +18,40 @@ const SPAN_PAGES: usize = 64;
 const SPAN: usize = SPAN_PAGES * PAGE;
 /// Runs of 1, 2, 4 … 64 pages.
 const ORDERS: usize = 7;
-/// Records of spans are made so many at a time, ...
+/// Records made at a time.
 const RECORDS: usize = PAGE / size_of::<Span>();
-/// ... when so few are left.
+/// The reserve is refilled when no more than this many records are left.
 const RESERVE: usize = 8;
 
 struct Span {
-    /// Every span.
+    /// Links of the list of all spans.
     all: Links<Span>,
-    /// Spans with room, by the largest run they have; or free records.
+    /// Links of the list for its largest free run, or of the free list while the record is unused.
     sized: Links<Span>,
     base: NonNull<u8>,
     /// Bit set: the page is handed out.
     used: u64,
-    /// Bit set: the page may hold memory of the system's.
+    /// Bit set: the page may be backed by memory.
     touched: u64,
-    /// Which list `sized` is on.
+    /// Index of the `by_order` list that `sized` is on; none while every page is used.
     order: Option<u8>,
 }
 
 struct All;
 struct Sized;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Span> for All {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).all }
     }
 }
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Span> for Sized {
     fn links(at: NonNull<Span>) -> *mut Links<Span> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).sized }
     }
 }
@@ -64,24 +64,24 @@ struct Spans {
     touched_pages: usize,
     /// Bytes of runs longer than a span, which go straight to the source.
     direct: usize,
-    /// Bytes of records, ever.
+    /// Bytes of all records. Records are never given back.
     described: usize,
 }
 
-/// What an arena holds, in bytes.
+/// Sizes of an arena, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ArenaInfo {
     /// Address space imported from the source.
     pub imported: usize,
-    /// Handed out.
+    /// Handed out to callers.
     pub used: usize,
     /// May be in RAM: handed out, or given back and not yet trimmed.
     pub resident: usize,
-    /// Of the arena's own records.
+    /// Memory of the arena's own records.
     pub records: usize,
 }
 
-/// Pages from a source, imported a span (256 KiB) at a time. A [`PageSource`] itself.
+/// Hands out pages of a source, importing a span (256 KiB) at a time. It is a [`PageSource`] itself.
 pub struct Arena<S: PageSource> {
     source: S,
     spans: Leaf<Spans>,
@@ -99,13 +99,13 @@ impl<S: PageSource> std::fmt::Debug for Arena<S> {
     }
 }
 
-/// The arena caches take from that name no source of their own.
+/// The arena of all caches that name no source of their own.
 pub fn global() -> &'static Arena<System> {
     static GLOBAL: OnceLock<Arena<System>> = OnceLock::new();
     GLOBAL.get_or_init(|| Arena::new(System))
 }
 
-/// Where aligned runs of an order may start.
+/// Bits of the pages at which an aligned run of an order may start.
 const fn starts(order: usize) -> u64 {
     let mut bits = 0;
     let mut at = 0;
@@ -116,7 +116,7 @@ const fn starts(order: usize) -> u64 {
     bits
 }
 
-/// The first page of a free run of an order.
+/// The first page of the first free run of an order.
 fn fit(free: u64, order: usize) -> Option<u32> {
     let runs = (0..order).fold(free, |m, step| m & (m >> (1 << step))) & starts(order);
     (runs != 0).then(|| runs.trailing_zeros())
@@ -156,10 +156,10 @@ impl Spans {
         }
     }
 
-    /// Puts a span on the list its room belongs to.
+    /// Puts a span on the list for its largest free run.
     ///
     /// # Safety
-    /// `span` is one of these.
+    /// `span` belongs to this arena.
     unsafe fn sort(&mut self, span: NonNull<Span>) {
         // SAFETY: spans live as long as they are listed, and the caller holds the lock.
         unsafe {
@@ -178,11 +178,11 @@ impl Spans {
         }
     }
 
-    /// A run of `pages` from the spans there are.
+    /// Cuts a run of `pages` from the imported spans; `None` if no span has room.
     fn cut(&mut self, pages: usize) -> Option<NonNull<u8>> {
         let order = pages.next_power_of_two().trailing_zeros() as usize;
         let span = self.by_order[order..].iter().find_map(List::head)?;
-        // SAFETY: listed spans are alive, and we have the lock.
+        // SAFETY: listed spans are alive, and the caller holds the lock.
         unsafe {
             let at = span.as_ptr();
             let first = fit(!(*at).used, order)?;
@@ -215,7 +215,7 @@ impl<S: PageSource> Arena<S> {
         }
     }
 
-    /// What it holds.
+    /// The arena's sizes.
     pub fn info(&self) -> ArenaInfo {
         let spans = self.spans.lock();
         ArenaInfo {
@@ -226,8 +226,8 @@ impl<S: PageSource> Arena<S> {
         }
     }
 
-    /// Gives what is not used back: pages' memory, and empty spans. Returns the bytes of RAM that went. The source is
-    /// asked without the lock held.
+    /// Returns unused memory to the source: the memory behind unused pages, and empty spans. The source is called
+    /// without the lock. Returns the bytes of RAM freed.
     pub fn trim(&self) -> usize {
         let mut went = 0;
         let mut left = self.spans.lock().all.len();
@@ -243,18 +243,18 @@ impl<S: PageSource> Arena<S> {
             if used == 0 {
                 went += idle.count_ones() as usize * PAGE;
                 spans.touched_pages -= idle.count_ones() as usize;
-                // SAFETY: an empty span has room and so is on a list; then on none, and a free record.
+                // SAFETY: the span is empty, and was just taken off the list of all.
                 unsafe { self.forget(&mut spans, span) };
                 drop(spans);
-                // SAFETY: imported with this layout, no page of it is used, and nothing names it any more.
+                // SAFETY: imported with this layout, no page of it is used, and the map no longer names it.
                 unsafe { self.source.release(base, span_layout()) };
                 continue;
             }
-            // SAFETY: alive and on no list of these links.
+            // SAFETY: alive, and just taken off the list of all.
             unsafe { spans.all.push_back(span) };
             if idle != 0 {
-                // Held while the source is asked, so that nobody else uses the pages.
-                // SAFETY: alive: it has pages in use, and those we hold.
+                // The idle pages are marked used while the source is called, so that no other thread gets them.
+                // SAFETY: alive, because some of its pages are in use, and the lock is held.
                 unsafe {
                     (*span.as_ptr()).used |= idle;
                     spans.sort(span);
@@ -262,7 +262,7 @@ impl<S: PageSource> Arena<S> {
                 drop(spans);
                 let discarded = self.discard(base, idle);
                 let mut spans = self.spans.lock();
-                // SAFETY: alive, because the pages we hold keep it from being empty.
+                // SAFETY: alive, because the pages we marked keep it from being empty.
                 unsafe {
                     (*span.as_ptr()).used &= !idle;
                     (*span.as_ptr()).touched &= !discarded;
@@ -275,7 +275,7 @@ impl<S: PageSource> Arena<S> {
         went
     }
 
-    /// Gives the memory of some pages of a span up; returns which went.
+    /// Has the source discard the memory of some pages of a span; returns the pages that it discarded.
     fn discard(&self, base: NonNull<u8>, mut pages: u64) -> u64 {
         let mut gone = 0;
         while pages != 0 {
@@ -283,7 +283,7 @@ impl<S: PageSource> Arena<S> {
             let run = (pages >> first).trailing_ones() as usize;
             let mask = mask(first, run);
             pages &= !mask;
-            // SAFETY: pages of an imported span that the caller holds and nobody uses.
+            // SAFETY: the caller marked these pages of an imported span as used, and nobody reads them.
             if unsafe { self.source.discard(base.add(first as usize * PAGE), run * PAGE) } {
                 gone |= mask;
             }
@@ -294,7 +294,7 @@ impl<S: PageSource> Arena<S> {
     /// # Safety
     /// `span` is empty and no longer on the list of all.
     unsafe fn forget(&self, spans: &mut Spans, span: NonNull<Span>) {
-        // SAFETY: by contract alive; entries that were set can be cleared.
+        // SAFETY: alive by contract; clearing entries that were set cannot fail.
         unsafe {
             let at = span.as_ptr();
             if let Some(order) = (*at).order.take() {
@@ -320,7 +320,7 @@ impl<S: PageSource> Arena<S> {
         });
         match named {
             Ok(span) => {
-                // SAFETY: a free record is ours, aligned, and on no list.
+                // SAFETY: the record is aligned, on no list, and ours since it was popped.
                 unsafe {
                     span.write(Span {
                         all: Links::new(),
@@ -337,7 +337,7 @@ impl<S: PageSource> Arena<S> {
             }
             Err(error) => {
                 drop(spans);
-                // SAFETY: just grown, and used by nobody.
+                // SAFETY: just grown with this layout, and used by nobody.
                 unsafe { self.source.release(base, span_layout()) };
                 Err(error)
             }
@@ -352,8 +352,8 @@ const fn span_layout() -> Layout {
     }
 }
 
-// SAFETY: a run's bits are set while it is handed out, so nobody else gets its pages; they come from a source that
-// promises the rest.
+// SAFETY: a run's bits stay set while it is handed out, so no other caller gets its pages. The source's contract covers
+// the rest.
 unsafe impl<S: PageSource> PageSource for Arena<S> {
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
         let pages = layout.size() / PAGE;
@@ -374,13 +374,13 @@ unsafe impl<S: PageSource> PageSource for Arena<S> {
         let pages = layout.size() / PAGE;
         if pages > SPAN_PAGES || layout.align() > PAGE {
             self.spans.lock().direct -= layout.size();
-            // SAFETY: the caller's promise, handed on.
+            // SAFETY: by the caller's contract.
             unsafe { self.source.release(at, layout) };
             return;
         }
         let mut spans = self.spans.lock();
         let span = self.map.get(at.addr().get()).expect("released where it was grown");
-        // SAFETY: a span with a page in use is alive, and we have the lock.
+        // SAFETY: a span with a page in use is alive, and the lock is held.
         unsafe {
             let first = (at.addr().get() - (*span.as_ptr()).base.addr().get()) / PAGE;
             let run = mask(u32::try_from(first).expect("below 64"), pages);
@@ -392,7 +392,7 @@ unsafe impl<S: PageSource> PageSource for Arena<S> {
     }
 
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { self.source.discard(at, bytes) }
     }
 
@@ -443,7 +443,7 @@ mod tests {
         }
         assert_eq!(arena.info().used, 180 * PAGE);
         for (i, (at, n)) in runs.into_iter().enumerate() {
-            // SAFETY: handed out, and given back once.
+            // SAFETY: handed out above, and given back once.
             unsafe {
                 assert_eq!(at.read(), u8::try_from(i).unwrap());
                 arena.release(at, pages(n));

@@ -1,7 +1,7 @@
-//! Blocks: bytes of any length up to a page, from caches in steps of 64 bytes.
+//! Blocks: allocations of 1 to 4096 bytes, from caches in steps of 64 bytes.
 //!
-//! For data whose lengths are all different, such as compressed pages: a class wastes 31 bytes of each on average, and
-//! slabs an eighth at most. (A malloc's small sizes would stand on the same caches.)
+//! For data of varying length, such as compressed pages. Rounding wastes 31 bytes per block on average, slabs waste an
+//! eighth at most. (A malloc could serve its small sizes from the same caches.)
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 
 use crate::{ObjectCache, Options, OutOfMemory, PAGE};
 
-/// From one class to the next.
+/// Bytes from one size class to the next.
 const STEP: usize = 64;
 
 const fn class(name: &'static str, size: usize) -> ObjectCache {
@@ -83,10 +83,10 @@ static CLASSES: [ObjectCache; PAGE / STEP] = [
     class("bytes-4096", 4096),
 ];
 
-/// Bytes in a block of their own; gone when dropped.
+/// Bytes in an allocation of their own, freed on drop.
 pub struct Block {
     bytes: NonNull<u8>,
-    /// 1 to [`PAGE`].
+    /// From 1 to [`PAGE`].
     len: u16,
 }
 
@@ -102,16 +102,16 @@ impl Block {
     /// When there is no memory.
     ///
     /// # Panics
-    /// When there are none, or more than a page of them.
+    /// When `bytes` is empty or longer than a page.
     pub fn new(bytes: &[u8]) -> Result<Block, OutOfMemory> {
         assert!((1..=PAGE).contains(&bytes.len()), "blocks have 1 to 4096 bytes");
         let block = Self::cache(bytes.len()).alloc()?;
-        // SAFETY: fresh, and at least as long as `bytes`.
+        // SAFETY: a fresh object, at least as long as `bytes`.
         unsafe { block.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         Ok(Block { bytes: block, len: u16::try_from(bytes.len()).unwrap_or(u16::MAX) })
     }
 
-    /// Bytes of memory that a block of `len` takes, not counting its share of slab headers.
+    /// Bytes of memory that a block of `len` bytes takes, without its share of slab headers.
     #[must_use]
     pub const fn cost(len: usize) -> usize {
         len.next_multiple_of(STEP)
@@ -126,7 +126,7 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: owned, and so many bytes were written when it was made.
+        // SAFETY: the object is owned, and `new` wrote `len` bytes.
         unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), usize::from(self.len)) }
     }
 }
@@ -139,7 +139,7 @@ impl fmt::Debug for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: from this length's cache, owned, used no more.
+        // SAFETY: owned, allocated from this length's cache, and used no more.
         unsafe { Self::cache(usize::from(self.len)).free(self.bytes) };
     }
 }

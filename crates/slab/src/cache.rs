@@ -12,7 +12,7 @@ use crate::source::PageSource;
 use crate::verify::Leak;
 use crate::{OutOfMemory, slabinfo};
 
-/// What a cache is to be like.
+/// The options of a new cache.
 #[derive(Clone)]
 pub struct Options {
     config: Config,
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Options {
 }
 
 impl Options {
-    /// Objects of `size` bytes, aligned to 8. The name is what slabinfo shows.
+    /// Objects of `size` bytes, aligned to 8. slabinfo shows the name.
     pub const fn new(name: &'static str, size: usize) -> Self {
         Options { config: Config::new(name, size) }
     }
@@ -41,7 +41,7 @@ impl Options {
         self
     }
 
-    /// Calls `make` for every object that enters a slab. Objects are given back as they were made.
+    /// Calls `make` for every object that enters a slab. Callers must free objects in their constructed state.
     ///
     /// # Safety
     /// `make` initialises the object it is given, and does not fail, allocate or block.
@@ -50,7 +50,7 @@ impl Options {
         unsafe fn call(with: *const (), object: NonNull<u8>) {
             // SAFETY: `with` was made from a function of this type, below.
             let make: unsafe fn(NonNull<u8>) = unsafe { std::mem::transmute(with) };
-            // SAFETY: handed through.
+            // SAFETY: by the caller's contract.
             unsafe { make(object) };
         }
         self.config.constructor = Some(Constructor { call, with: make as *const () });
@@ -73,35 +73,35 @@ impl Options {
         self
     }
 
-    /// Takes pages from here instead of from [`crate::global`].
+    /// Takes pages from `source` instead of from [`crate::global`].
     #[must_use]
     pub fn source(mut self, source: Arc<dyn PageSource>) -> Self {
         self.config.source = Some(source);
         self
     }
 
-    /// Checks everything (see the crate's page): slow, and larger.
+    /// Checks every object (see the crate's page). Slower, and objects take more memory.
     #[must_use]
     pub const fn verify(mut self, on: bool) -> Self {
         self.config.verify = on;
         self
     }
 
-    /// Guards one in `every` allocations that leave the fast path; 0 is none.
+    /// Guards one in `every` allocations that leave the fast path; 0 guards none.
     #[must_use]
     pub const fn guard(mut self, every: u32) -> Self {
         self.config.guard = every;
         self
     }
 
-    /// Without magazines every operation takes the cache's lock, and what is freed is in its slab at once.
+    /// Without magazines, every operation takes the cache's lock, and a freed object returns to its slab at once.
     #[must_use]
     pub const fn magazines(mut self, on: bool) -> Self {
         self.config.magazines = on;
         self
     }
 
-    /// Starts the objects of each slab elsewhere, so that they fall on different cache lines.
+    /// Starts the objects of each slab at another offset, so that they fall on different cache lines.
     #[must_use]
     pub const fn colour(mut self, on: bool) -> Self {
         self.config.colour = on;
@@ -109,15 +109,15 @@ impl Options {
     }
 }
 
-/// Whether the environment asks for this cache to be verified: `OVERSPILL_SLAB_VERIFY` is `all` or a list of names.
+/// True if the environment asks for verification of this cache: `OVERSPILL_SLAB_VERIFY` is `all` or a list of names.
 fn verify_asked(name: &str) -> bool {
     std::env::var("OVERSPILL_SLAB_VERIFY")
         .is_ok_and(|names| names.split(',').any(|n| n == "all" || n == name))
 }
 
-/// A cache of equal objects, untyped. Made when first used, so that it can be a static.
+/// A cache of equal, untyped objects. It is created on first use, so that it can be a static.
 ///
-/// When it is dropped, its memory goes back; objects that are still out keep theirs, and are reported under verify.
+/// On drop, its memory returns to the source. Objects still allocated keep their slabs, and are reported under verify.
 pub struct ObjectCache {
     options: Options,
     raw: AtomicPtr<Raw>,
@@ -130,12 +130,12 @@ impl std::fmt::Debug for ObjectCache {
 }
 
 impl ObjectCache {
-    /// A cache that is made when it is first used.
+    /// A cache that is created on first use.
     pub const fn lazy(options: Options) -> Self {
         ObjectCache { options, raw: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
-    /// A cache, made now.
+    /// Creates a cache now.
     ///
     /// # Errors
     /// When there is no memory, or the alignment is no power of two up to a page.
@@ -165,23 +165,23 @@ impl ObjectCache {
             raw = Raw::create(config)?.as_ptr();
             self.raw.store(raw, Ordering::Release);
         }
-        // SAFETY: just made or found, alive until `self` is dropped.
+        // SAFETY: just created or found, and alive until `self` is dropped.
         Ok(unsafe { &*raw })
     }
 
-    /// An object: uninitialised, or as its constructor or its last user left it.
+    /// Allocates an object: uninitialised, or as its constructor or its last user left it.
     ///
     /// # Errors
-    /// When there is no memory, also after a reap of every cache.
+    /// When no memory is left, even after a reap of every cache.
     #[inline(always)]
     pub fn alloc(&self) -> Result<NonNull<u8>, OutOfMemory> {
         self.raw()?.alloc()
     }
 
-    /// Gives an object back.
+    /// Frees an object.
     ///
     /// # Safety
-    /// It came from this cache, is in its constructed state if there is a constructor, and is used no more.
+    /// `object` came from this cache, is in its constructed state if there is a constructor, and is used no more.
     #[inline(always)]
     pub unsafe fn free(&self, object: NonNull<u8>) {
         if let Ok(raw) = self.raw() {
@@ -190,7 +190,7 @@ impl ObjectCache {
         }
     }
 
-    /// Sets `n` objects aside: the handle gives them out without failing.
+    /// Sets `n` objects aside; the reserve hands them out without failing.
     ///
     /// # Errors
     /// When there is no memory.
@@ -198,32 +198,32 @@ impl ObjectCache {
         Reserve::new(self.raw()?, n)
     }
 
-    /// Gives memory without objects back to the source, unless that was done less than the interval ago or `force` is
-    /// set. Returns the bytes.
+    /// Returns empty slabs to the source, unless the last reap is more recent than the interval and `force` is not set.
+    /// Returns the bytes.
     pub fn reap(&self, force: bool) -> usize {
         self.raw().map_or(0, |raw| raw.reap(force))
     }
 
-    /// Sets the least time between reaps that are not forced ([`crate::REAP_INTERVAL`] at first).
+    /// Sets the least time between two unforced reaps ([`crate::REAP_INTERVAL`] by default).
     pub fn set_reap_interval(&self, interval: Duration) {
         if let Ok(raw) = self.raw() {
             raw.interval.store(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }
 
-    /// What it holds and did.
+    /// State and counters of the cache; `None` if it cannot be created.
     pub fn info(&self) -> Option<CacheInfo> {
         self.raw().ok().map(slabinfo::info)
     }
 
-    /// Under verify, looks at every free object now, and ends the process with a report if one was written.
+    /// Under verify, checks every free object now. If one was written, reports it and aborts the process.
     pub fn check(&self) {
         if let Ok(raw) = self.raw() {
             raw.check();
         }
     }
 
-    /// Under verify, what is allocated, by who allocated it; most bytes first.
+    /// Under verify, the allocated objects by the call trace of their allocation, most bytes first.
     pub fn leaks(&self) -> Vec<Leak> {
         self.raw().map(Raw::leaks).unwrap_or_default()
     }
@@ -232,7 +232,7 @@ impl ObjectCache {
 impl Drop for ObjectCache {
     fn drop(&mut self) {
         if let Some(raw) = NonNull::new(*self.raw.get_mut()) {
-            // SAFETY: nobody has a reference to the cache any more.
+            // SAFETY: `&mut self`, so no reference to the cache is left.
             unsafe {
                 raw.as_ref().report_leaks();
                 Raw::destroy(raw);

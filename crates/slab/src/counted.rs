@@ -1,4 +1,4 @@
-//! Ref objects of a cache: reference counted, one pointer a handle.
+//! Reference-counted objects that live in a cache. A handle is one pointer.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -8,50 +8,50 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use crate::{Cache, OutOfMemory};
 
-/// A value and its counts: what the cache of a shared type holds.
+/// A value and its reference counts: an object of the cache of a [`RefCounted`] type.
 pub struct Counted<T> {
-    /// Handles.
+    /// Strong handles.
     strong: AtomicU32,
-    /// WeakRef handles, and one for all handles together.
+    /// Weak handles, plus one that all strong handles share.
     weak: AtomicU32,
     value: ManuallyDrop<T>,
 }
 
-/// A type whose shared objects live in one cache of the process.
+/// A type whose reference-counted objects live in one cache of the process.
 pub trait RefCounted: Sized + 'static {
-    /// The cache. A constant, so that an object goes back to where it came from.
+    /// The cache. A constant, so that an object returns to the cache it came from.
     const CACHE: &'static Cache<Counted<Self>>;
 }
 
-/// A handle on an object in a cache; the value goes with the last one. An `Arc` whose memory is in a cache.
+/// A strong handle to an object in a cache, like an `Arc`. The last one drops the value.
 pub struct Ref<T: 'static>(NonNull<Counted<T>>)
 where
     T: RefCounted;
 
-/// A handle that does not keep the value, only its memory.
+/// A weak handle: it keeps the memory, not the value.
 pub struct WeakRef<T: 'static>(NonNull<Counted<T>>)
 where
     T: RefCounted;
 
-// SAFETY: as for Arc: the value is reached from, and dropped by, any thread that has a handle.
+// SAFETY: as for Arc: any thread that has a handle reads the value, and may drop it.
 unsafe impl<T: Send + Sync> Send for Ref<T> where T: RefCounted {}
 // SAFETY: as for Send.
 unsafe impl<T: Send + Sync> Sync for Ref<T> where T: RefCounted {}
-// SAFETY: as for Ref, which it can become.
+// SAFETY: as for Ref, to which it upgrades.
 unsafe impl<T: Send + Sync> Send for WeakRef<T> where T: RefCounted {}
 // SAFETY: as for Send.
 unsafe impl<T: Send + Sync> Sync for WeakRef<T> where T: RefCounted {}
 
-/// So many handles are a panic: they must not wrap a count around to a free.
+/// So many handles cause a panic, before a count can wrap around to zero.
 const MANY: u32 = i32::MAX as u32;
-/// The weak count while somebody looks whether it is alone.
+/// The weak count while a thread checks both counts in `is_alone`.
 const LOCKED: u32 = u32::MAX;
 
 impl<T> Ref<T>
 where
     T: RefCounted,
 {
-    /// Puts a value into its type's cache.
+    /// Moves a value into an object of its type's cache.
     ///
     /// # Errors
     /// When there is no memory; the value is dropped.
@@ -62,7 +62,7 @@ where
     }
 
     /// # Safety
-    /// `object` is one of the type's cache, and nobody else's.
+    /// `object` was allocated from the type's cache, and nobody else has it.
     unsafe fn place(object: NonNull<Counted<T>>, value: T) -> Self {
         let counted =
             Counted { strong: AtomicU32::new(1), weak: AtomicU32::new(1), value: ManuallyDrop::new(value) };
@@ -72,14 +72,14 @@ where
     }
 
     fn counted(&self) -> &Counted<T> {
-        // SAFETY: alive while there is a handle.
+        // SAFETY: a handle keeps the object alive.
         unsafe { self.0.as_ref() }
     }
 
-    /// Whether this is the only handle of either kind.
+    /// True if no other strong or weak handle exists.
     fn is_alone(&self) -> bool {
         let counted = self.counted();
-        // Locked, so that another handle cannot make a weak one and go between our two looks.
+        // The weak count is locked, so that no other handle can downgrade and drop itself between the two loads.
         if counted.weak.compare_exchange(1, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return false;
         }
@@ -88,13 +88,13 @@ where
         alone
     }
 
-    /// The value, if nobody else has a handle of either kind.
+    /// The value, if no other strong or weak handle exists.
     pub fn get_mut(this: &mut Self) -> Option<&mut T> {
-        // Alone and borrowed, it stays alone. SAFETY: nobody else can reach the value.
+        // The only handle, mutably borrowed, stays the only one. SAFETY: nothing else reaches the value.
         this.is_alone().then(|| unsafe { &mut *this.0.as_mut().value })
     }
 
-    /// The value for writing; a copy of it takes its place here first if others have handles.
+    /// The value, for writing. If other handles exist, this handle first moves to a copy of its own.
     ///
     /// # Errors
     /// When there is no memory for the copy.
@@ -105,11 +105,11 @@ where
         if !this.is_alone() {
             *this = Self::new((**this).clone())?;
         }
-        // SAFETY: it was found, or made, to be only ours.
+        // SAFETY: this handle was found, or made, the only one.
         Ok(unsafe { &mut this.0.as_mut().value })
     }
 
-    /// A handle that does not keep the value.
+    /// A weak handle to the object.
     pub fn downgrade(this: &Self) -> WeakRef<T> {
         let weak = &this.counted().weak;
         let mut now = weak.load(Ordering::Relaxed);
@@ -128,17 +128,17 @@ where
         WeakRef(this.0)
     }
 
-    /// Whether two handles are on one object.
+    /// True if both handles refer to the same object.
     pub fn ptr_eq(this: &Self, other: &Self) -> bool {
         this.0 == other.0
     }
 
-    /// How many handles there are, weak ones not counted.
+    /// The number of strong handles.
     pub fn handles(this: &Self) -> usize {
         this.counted().strong.load(Ordering::Acquire) as usize
     }
 
-    /// The value's address, for who tells objects apart.
+    /// The value's address, to compare objects by identity.
     pub fn as_ptr(this: &Self) -> *const T {
         &raw const *this.counted().value
     }
@@ -184,10 +184,10 @@ where
             return;
         }
         fence(Ordering::Acquire);
-        // All handles together had one weak: it goes after the value.
+        // All strong handles share one weak count, which is released after the value.
         let _memory = WeakRef(self.0);
-        // SAFETY: the last handle, having seen all others go, drops the value, once; weak ones do not look at it.
-        // Only the value is borrowed: weak handles go on using the counts.
+        // SAFETY: the last strong handle drops the value, once, after all others have gone; weak handles do not read
+        // it. Only the value is borrowed: weak handles go on using the counts.
         unsafe { ManuallyDrop::drop(&mut (*self.0.as_ptr()).value) };
     }
 }
@@ -196,24 +196,24 @@ impl<T> WeakRef<T>
 where
     T: RefCounted,
 {
-    /// A handle on the value, if it is still there.
+    /// A strong handle, if the value is still alive.
     pub fn upgrade(&self) -> Option<Ref<T>> {
-        // SAFETY: the memory is there while there is a handle of either kind; counts are atomics.
+        // SAFETY: a handle of either kind keeps the memory, and the counts are atomics.
         let strong = unsafe { &(*self.0.as_ptr()).strong };
         let more = |n: u32| (n != 0 && n < MANY).then(|| n + 1);
         strong.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
         Some(Ref(self.0))
     }
 
-    /// Whether the value is still there, just now.
+    /// True if the value is alive at this moment.
     pub fn is_alive(&self) -> bool {
         // SAFETY: as in `upgrade`.
         unsafe { &(*self.0.as_ptr()).strong }.load(Ordering::Relaxed) > 0
     }
 
-    /// The value's address, also when it is gone.
+    /// The value's address, even after the value was dropped.
     pub fn as_ptr(&self) -> *const T {
-        // SAFETY: a place inside memory that is there; nothing is read.
+        // SAFETY: an address inside memory that this handle keeps; nothing is read.
         unsafe { (&raw const (*self.0.as_ptr()).value).cast() }
     }
 }
@@ -244,7 +244,7 @@ where
     T: RefCounted,
 {
     fn drop(&mut self) {
-        // SAFETY: as in `upgrade`; the last of all frees the memory, and its value has been dropped: handles hold a weak.
+        // SAFETY: as in `upgrade`. The last weak count frees memory whose value is dropped: strong handles hold one.
         unsafe {
             if (*self.0.as_ptr()).weak.fetch_sub(1, Ordering::Release) == 1 {
                 fence(Ordering::Acquire);
@@ -254,7 +254,7 @@ where
     }
 }
 
-/// Objects set aside for values that will be shared: [`RefReserve::make`] cannot fail while some are left.
+/// Objects set aside for values to come: [`RefReserve::make`] cannot fail while some are left.
 pub struct RefReserve<T: RefCounted>(crate::Reserve<'static>, std::marker::PhantomData<fn(T)>);
 
 impl<T: RefCounted> fmt::Debug for RefReserve<T> {
@@ -264,7 +264,7 @@ impl<T: RefCounted> fmt::Debug for RefReserve<T> {
 }
 
 impl<T: RefCounted> RefReserve<T> {
-    /// `n` objects of the type's cache.
+    /// Sets aside `n` objects of the type's cache.
     ///
     /// # Errors
     /// When there is no memory.
@@ -272,23 +272,23 @@ impl<T: RefCounted> RefReserve<T> {
         Ok(RefReserve(T::CACHE.reserve(n)?, std::marker::PhantomData))
     }
 
-    /// How many are left.
+    /// The number of objects left.
     pub fn left(&self) -> usize {
         self.0.left()
     }
 
-    /// Brings it up to `n` again.
+    /// Refills the reserve to `n` objects.
     ///
     /// # Errors
-    /// When there is no memory; what was there before is still there.
+    /// When there is no memory; objects already in the reserve stay.
     pub fn fill(&mut self, n: usize) -> Result<(), OutOfMemory> {
         self.0.fill(n)
     }
 
-    /// Puts a value into an object that was set aside.
+    /// Moves a value into an object of the reserve.
     ///
     /// # Errors
-    /// The value, when none is left.
+    /// Returns the value when the reserve is empty.
     pub fn make(&mut self, value: T) -> Result<Ref<T>, T> {
         match self.0.take() {
             // SAFETY: an object of the type's cache that nobody else has.
@@ -298,7 +298,7 @@ impl<T: RefCounted> RefReserve<T> {
     }
 }
 
-/// Makes the cache of a type, for [`crate::Own`] and [`Ref`]: `kept!(Chunk, "vm chunk")` for owned objects,
+/// Declares the cache of a type, for [`crate::Own`] and [`Ref`]: `kept!(Chunk, "vm chunk")` for owned objects,
 /// `kept!(counted Chunk, "vm chunk")` for counted ones.
 #[macro_export]
 macro_rules! kept {

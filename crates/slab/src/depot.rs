@@ -1,7 +1,7 @@
-//! The depot: magazines between CPUs, and the slow paths that exchange them.
+//! The depot: magazines that no CPU has, and the slow paths that exchange them.
 //!
-//! Objects move a magazine at a time: from the slabs into one, through the depot, back. Arrays are allocated on the free
-//! path only; an allocation that finds none goes straight to the slabs, so that it cannot recurse (R43).
+//! Objects move a magazine at a time: from the slabs into a magazine, through the depot, and back. Magazines are
+//! allocated only on the free path; an allocation that finds none goes straight to the slabs, to avoid recursion (R43).
 
 use std::ptr::{NonNull, null_mut};
 use std::time::Instant;
@@ -12,12 +12,12 @@ use crate::raw::Raw;
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 
-/// Magazines with objects that a depot keeps at most; more go back to their slabs.
+/// Most magazines with objects in a depot; more are drained into their slabs.
 const FILLED: usize = 16;
-/// Empty ones likewise.
+/// Most empty magazines in a depot; more are freed.
 const EMPTY: usize = 16;
 
-/// Magazines linked through `next`.
+/// A stack of magazines, linked through `next`.
 pub(crate) struct Stack {
     top: *mut Magazine,
     len: usize,
@@ -43,16 +43,16 @@ impl Stack {
 
     pub(crate) fn pop(&mut self) -> Option<*mut Magazine> {
         let top = NonNull::new(self.top)?.as_ptr();
-        // SAFETY: what is on a stack is alive and the stack's.
+        // SAFETY: a magazine on a stack is alive, and the stack holds it.
         self.top = unsafe { (*top).next };
         self.len -= 1;
         Some(top)
     }
 
-    /// A magazine without objects, from wherever it is.
+    /// Takes out the first magazine without objects.
     pub(crate) fn pop_empty(&mut self) -> Option<*mut Magazine> {
         let mut at = &raw mut self.top;
-        // SAFETY: what is on a stack is alive and the stack's; `at` points to `top` or to a `next`.
+        // SAFETY: as in `pop`; `at` points to `top` or to a magazine's `next`.
         unsafe {
             while let Some(here) = NonNull::new(*at) {
                 if Magazine::count(here.as_ptr()) == 0 {
@@ -66,7 +66,7 @@ impl Stack {
         None
     }
 
-    /// Every magazine, which stay where they are.
+    /// Every magazine, from the top. They stay on the stack.
     pub(crate) fn iter(&self) -> impl Iterator<Item = *mut Magazine> {
         let mut at = self.top;
         std::iter::from_fn(move || {
@@ -81,14 +81,14 @@ impl Stack {
 pub(crate) struct Depot {
     pub(crate) filled: Stack,
     pub(crate) empty: Stack,
-    /// Times a magazine was filled from slabs, drained into them, and taken from or put into the depot.
+    /// Magazines filled from slabs, drained into slabs, and exchanged between slots and depot.
     pub(crate) fills: u64,
     pub(crate) drains: u64,
     pub(crate) exchanges: u64,
     pub(crate) last_reap: Option<Instant>,
 }
 
-// SAFETY: magazines on the stacks are the depot's alone.
+// SAFETY: the depot holds the magazines on its stacks.
 unsafe impl Send for Depot {}
 
 impl Depot {
@@ -105,7 +105,7 @@ impl Depot {
 }
 
 impl Raw {
-    /// An allocation that the loaded magazine could not serve.
+    /// Allocates an object when the loaded magazine is empty.
     #[cold]
     pub(crate) fn alloc_slow(&self) -> Result<NonNull<u8>, OutOfMemory> {
         if !self.cpu.is_on() {
@@ -123,9 +123,9 @@ impl Raw {
             let slot = &self.cpu.slots()[here];
             let loaded = slot.loaded.load(Ordering::Relaxed);
             let previous = slot.previous.load(Ordering::Relaxed);
-            // SAFETY: what is previous is the lock holder's.
+            // SAFETY: the holder of the depot's lock holds the previous magazine.
             if !previous.is_null() && unsafe { Magazine::count(previous) } > 0 {
-                // SAFETY: `here` and the lock are ours, and so is `previous`.
+                // SAFETY: `here` is from `CpuLayer::here`, and the lock's holder holds `previous`.
                 if unsafe { self.cpu.load(here, loaded, previous) } {
                     slot.previous
                         .store(if loaded == nothing() { null_mut() } else { loaded }, Ordering::Relaxed);
@@ -133,7 +133,7 @@ impl Raw {
                 continue;
             }
             if let Some(filled) = depot.filled.pop() {
-                // SAFETY: as above; what was popped is ours, and goes back if it is not loaded.
+                // SAFETY: as above; the popped magazine is ours, and goes back if it is not loaded.
                 unsafe {
                     if self.cpu.load(here, loaded, filled) {
                         depot.exchanges += 1;
@@ -147,7 +147,7 @@ impl Raw {
             let array = if previous.is_null() {
                 depot.empty.pop()
             } else {
-                // SAFETY: the slot's until it is taken out below, under the lock.
+                // SAFETY: `previous` is the slot's until it is taken out below, under the lock.
                 slot.hits.fetch_add(unsafe { Magazine::take_served(previous) }, Ordering::Relaxed);
                 Some(previous)
             };
@@ -160,17 +160,17 @@ impl Raw {
         }
     }
 
-    /// Makes the magazine that was loaded the previous one, and puts that where it belongs.
+    /// Makes `loaded` the slot's previous magazine, and moves the one it replaces to the depot.
     ///
     /// # Safety
-    /// The caller has taken `loaded` out of the slot, under the depot's lock.
+    /// The caller took `loaded` out of the slot, under the depot's lock.
     unsafe fn retire(&self, depot: &mut Depot, slot: &crate::cpu::Slot, loaded: *mut Magazine) {
         let loaded = if loaded == nothing() { null_mut() } else { loaded };
         let previous = slot.previous.swap(loaded, Ordering::Relaxed);
         if !previous.is_null() {
-            // SAFETY: it was the slot's, and the lock is held.
+            // SAFETY: the slot had `previous`, and the lock is held.
             slot.hits.fetch_add(unsafe { Magazine::take_served(previous) }, Ordering::Relaxed);
-            // SAFETY: it was the slot's, and the lock is held.
+            // SAFETY: the slot had `previous`, and the lock is held.
             unsafe {
                 if Magazine::count(previous) > 0 {
                     depot.filled.push(previous);
@@ -181,10 +181,10 @@ impl Raw {
         }
     }
 
-    /// Fills half a magazine from the slabs, gives one object of it out and the rest to the depot, from where the next
-    /// allocation takes it.
+    /// Fills half a magazine from the slabs, returns one of the objects, and puts the magazine into the depot, where
+    /// the next allocation finds it.
     fn fill(&self, array: *mut Magazine) -> Result<NonNull<u8>, OutOfMemory> {
-        // SAFETY: the magazine is ours, and empty; slots of it are initialised up to what is then its count.
+        // SAFETY: the caller holds the magazine, which is empty; the first `count` pointers are initialised.
         unsafe {
             let half = (*array).capacity as usize / 2;
             let room = std::slice::from_raw_parts_mut(Magazine::object(array, 0), half.max(1));
@@ -203,7 +203,7 @@ impl Raw {
         }
     }
 
-    /// A free that the loaded magazine had no room for.
+    /// Frees an object when the loaded magazine is full.
     ///
     /// # Safety
     /// As for [`Raw::free`].
@@ -214,7 +214,7 @@ impl Raw {
         }
         let mut fresh: Option<*mut Magazine> = None;
         loop {
-            // SAFETY: the caller gives the object away.
+            // SAFETY: the caller gives the object up.
             if unsafe { self.cpu.push(object) } {
                 break;
             }
@@ -227,7 +227,7 @@ impl Raw {
             let slot = &self.cpu.slots()[here];
             let loaded = slot.loaded.load(Ordering::Relaxed);
             let previous = slot.previous.load(Ordering::Relaxed);
-            // SAFETY: what is previous is the lock holder's; what is loaded in its place then is.
+            // SAFETY: the lock's holder holds `previous`, and `loaded` once it takes that place.
             unsafe {
                 if !previous.is_null() && Magazine::count(previous) < (*previous).capacity as usize {
                     if self.cpu.load(here, loaded, previous) {
@@ -239,7 +239,7 @@ impl Raw {
             }
             let Some(empty) = fresh.take().or_else(|| depot.empty.pop()) else {
                 drop(depot);
-                // Without the lock: others may have brought one meanwhile, so we look again (R43).
+                // The lock is not held: another thread may have returned a magazine meanwhile, so we look again (R43).
                 match self.new_magazine() {
                     Some(array) => fresh = Some(array),
                     None => {
@@ -249,7 +249,7 @@ impl Raw {
                 }
                 continue;
             };
-            // SAFETY: `empty` is ours; the lock is held.
+            // SAFETY: `empty` is ours, and the lock is held.
             unsafe {
                 if self.cpu.load(here, loaded, empty) {
                     depot.exchanges += 1;
@@ -262,20 +262,20 @@ impl Raw {
         }
         if let Some(unused) = fresh {
             let mut depot = self.depot.lock();
-            // SAFETY: ours, and given away.
+            // SAFETY: the magazine is ours, and we give it away.
             unsafe { depot.empty.push(unused) };
             self.drain_excess(depot);
         }
     }
 
-    /// Gives back what a depot has too much of.
+    /// Drains a filled magazine and frees an empty one, if the depot has too many of them.
     fn drain_excess(&self, mut depot: MutexGuard<'_, Depot>) {
         let full = (depot.filled.len() > FILLED).then(|| depot.filled.pop()).flatten();
         let spare = (depot.empty.len() > EMPTY).then(|| depot.empty.pop()).flatten();
         depot.drains += u64::from(full.is_some());
         drop(depot);
         if let Some(magazine) = full {
-            // SAFETY: popped, and so ours.
+            // SAFETY: we popped it, so it is ours.
             unsafe {
                 self.put_into_slabs(Magazine::objects(magazine));
                 Magazine::set_count(magazine, 0);

@@ -1,24 +1,24 @@
-//! How a slab of a cache is cut: pages, buffers, header, colours.
+//! How the slabs of a cache are cut: pages, buffers, header, colours.
 
 use crate::slab::Slab;
 use crate::trace::Tag;
 use crate::{OutOfMemory, PAGE};
 
-/// Waste that is accepted for a smaller slab: smaller slabs fall empty, and so go back, more often.
+/// A slab may waste one part in so many: smaller slabs fall empty, and so return to the source, more often.
 const TOLERATED: usize = 8;
-/// Slabs of more than one object have at most so many pages.
+/// Most pages of a slab with more than one object.
 const MAX_PAGES: usize = 16;
-/// Buffers of a slab whose header is a record of its own, at most.
+/// Most buffers of a slab whose header lies off slab.
 pub(crate) const OFF_SLAB_OBJECTS: usize = 128;
-/// Buffers of a slab at most.
+/// Most buffers of a slab.
 const MAX_OBJECTS: usize = 512;
 /// Least alignment.
 const MIN_ALIGN: usize = 8;
 
-/// All sizes in bytes.
+/// All sizes and offsets are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    /// What the user asked for.
+    /// The size of an object that the caller asked for.
     pub(crate) size: usize,
     pub(crate) align: usize,
     /// From one buffer to the next.
@@ -27,11 +27,11 @@ pub(crate) struct Geometry {
     pub(crate) front: usize,
     pub(crate) slab: usize,
     pub(crate) objects: usize,
-    /// Where the header is, or off slab.
+    /// Offset of the header in the slab; none if it lies off slab.
     pub(crate) header: Option<usize>,
-    /// How many steps of `align` the first buffer can be moved by.
+    /// Number of offsets, `align` apart, at which the first buffer can start.
     pub(crate) colours: usize,
-    /// `2^40 / buffer`, rounded up: division by a multiplication, exact for offsets within a slab.
+    /// `2^40 / buffer`, rounded up: a multiplication replaces a division, and is exact for offsets within a slab.
     reciprocal: u64,
 }
 
@@ -41,7 +41,7 @@ impl Geometry {
     /// The geometry for objects of this size and alignment.
     ///
     /// # Errors
-    /// For sizes and alignments that no memory can hold: an alignment that is no power of two or above a page.
+    /// When the alignment is no power of two or above a page, or the size is beyond any memory.
     pub(crate) fn new(size: usize, align: usize, verify: bool) -> Result<Self, OutOfMemory> {
         if !align.is_power_of_two() || align > PAGE || size > isize::MAX as usize / 4 {
             return Err(OutOfMemory);
@@ -70,7 +70,7 @@ impl Geometry {
         Self::cut(size, align, front, buffer, alone).map(|(g, _)| g).ok_or(OutOfMemory)
     }
 
-    /// A slab of so many bytes, and how many of them (header's included) hold no buffer.
+    /// Cuts a slab of `slab` bytes. Also returns the bytes, an off-slab header's included, that hold no buffer.
     fn cut(size: usize, align: usize, front: usize, buffer: usize, slab: usize) -> Option<(Self, usize)> {
         let off = (slab / buffer).min(OFF_SLAB_OBJECTS);
         let mut on = ((slab - size_of::<Slab>()) / buffer).min(MAX_OBJECTS);
@@ -78,7 +78,7 @@ impl Geometry {
             on -= 1;
         }
         let lost = |objects: usize, header: usize| slab + header - objects * buffer;
-        // On slab where that loses no more: one allocation less, and nothing else to be touched.
+        // On slab unless that loses more: it saves an allocation, and touches no other memory.
         let (objects, header, lost) = if on > 0 && lost(on, 0) <= lost(off, Slab::bytes(OFF_SLAB_OBJECTS)) {
             (on, Some(slab - Slab::bytes(on)), lost(on, 0))
         } else {
@@ -102,11 +102,11 @@ impl Geometry {
         Some((geometry, lost))
     }
 
-    /// Which buffer an offset from the first one lies in.
+    /// The index of the buffer that contains this offset from the first one.
     #[inline]
     pub(crate) fn index(&self, offset: usize) -> usize {
         if self.objects == 1 {
-            // Offsets beyond what the reciprocal is exact for.
+            // The offset may be beyond the range in which the reciprocal is exact.
             return offset / self.buffer;
         }
         (((offset as u64) * self.reciprocal) >> SHIFT) as usize

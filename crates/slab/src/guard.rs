@@ -1,5 +1,5 @@
-//! Guarded objects: a sample of allocations, each at the end of a page of its own with an unreadable page behind it, and
-//! unreadable itself once freed. Cheap enough for production, and it finds what verify would, sometimes.
+//! Guarded objects: a sample of allocations. Each lies at the end of a page of its own, before an unreadable page, and
+//! is itself unreadable once freed. It is cheap enough for production, and finds some of the faults that verify finds.
 
 use std::fmt::Write as _;
 use std::ptr::NonNull;
@@ -13,9 +13,9 @@ use crate::report::Fault;
 use crate::trace::Trace;
 use crate::{PAGE, source};
 
-/// Guarded objects at once; also how many frees pass before a page is used again.
+/// Most guarded objects at once. A freed page is used again after all other free pages.
 const OBJECTS: usize = 256;
-/// A page for the object, one to guard it.
+/// A page for the object, and one to guard it.
 const STRIDE: usize = 2 * PAGE;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,13 +37,13 @@ struct Entry {
 
 struct Entries {
     entries: [Entry; OBJECTS],
-    /// Places that may be used, the longest unused first: a ring.
+    /// A ring of the free places, the longest unused first.
     free: [u16; OBJECTS],
     head: usize,
     len: usize,
 }
 
-/// The first page, once there is any.
+/// The first page of the region; null until the region is reserved.
 static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
 static ENTRIES: Mutex<Entries> = Mutex::new(Entries {
@@ -66,10 +66,10 @@ fn number(address: usize) -> Option<usize> {
     (offset < OBJECTS * STRIDE).then_some(offset / STRIDE)
 }
 
-/// Makes a page accessible, or not.
+/// Makes a page accessible or inaccessible; returns true if that succeeded.
 ///
 /// # Safety
-/// `page` is a page of the region whose object nobody else has.
+/// `page` is an object page of the region, and nobody else has its object.
 unsafe fn protect(page: NonNull<u8>, open: bool) -> bool {
     let flags = if open { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::empty() };
     // SAFETY: by contract.
@@ -92,7 +92,7 @@ fn region(entries: &mut Entries) -> Option<NonNull<u8>> {
 }
 
 impl Raw {
-    /// A guarded object, if it is the turn of one and there is a place.
+    /// Allocates a guarded object if it is this allocation's turn and a place is free.
     pub(crate) fn alloc_guarded(&self) -> Option<NonNull<u8>> {
         let turn = self.guards.fetch_add(1, Ordering::Relaxed);
         let (size, align) = (self.geometry.size.max(1), self.geometry.align);
@@ -102,7 +102,7 @@ impl Raw {
         let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
         let base = region(&mut entries)?;
         let place = usize::from(entries.free[entries.head]);
-        // SAFETY: a free place's page is nobody's, and inside the region.
+        // SAFETY: the page of a free place lies in the region, and nobody uses it.
         let object = unsafe {
             let page = base.add(place * STRIDE);
             if entries.len == 0 || !protect(page, true) {
@@ -122,12 +122,12 @@ impl Raw {
         };
         drop(entries);
         self.guarded.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the object's bytes are ours until it is handed out.
+        // SAFETY: the object is ours until it is handed out.
         unsafe { self.construct(object) };
         Some(object)
     }
 
-    /// Frees a guarded object; false when it is none.
+    /// Frees a guarded object; returns false if the object is not guarded.
     pub(crate) fn free_guarded(&self, object: NonNull<u8>) -> bool {
         let Some(place) = number(object.addr().get()) else { return false };
         let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +147,7 @@ impl Raw {
         }
         entry.state = State::Freed;
         entry.freed = Trace::capture();
-        // SAFETY: the page's object was the caller's, who gave it up.
+        // SAFETY: the caller owned the page's object, and gave it up.
         unsafe { protect(object.sub(object.addr().get() % PAGE), false) };
         let at = (entries.head + entries.len) % OBJECTS;
         entries.free[at] = u16::try_from(place).expect("256");
@@ -157,7 +157,7 @@ impl Raw {
     }
 }
 
-/// A line of text on the stack.
+/// A line of text on the stack, for a signal handler.
 struct Line {
     bytes: [u8; 1024],
     len: usize,
@@ -172,7 +172,7 @@ impl std::fmt::Write for Line {
     }
 }
 
-/// Says on stderr what a SIGSEGV on a guarded page means. Allocates nothing and waits for nothing: it may be anywhere.
+/// Explains a SIGSEGV on a guarded page on stderr. Allocates nothing and waits for no lock: it may interrupt any code.
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t with an address for this signal.
     let address = unsafe { (*info).si_addr() }.addr();
@@ -197,13 +197,13 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
         // SAFETY: writes initialised bytes of our stack to stderr; write(2) may be called in a signal handler.
         let _ = unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
     }
-    // SAFETY: signal(2) may be called here; the access is then repeated, and ends the process as it always would.
+    // SAFETY: a handler may call signal(2). The access then repeats, and ends the process as it would without us.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
-/// Has faults on guarded pages explained on stderr before they end the process, for the life of the process.
+/// From now on, explains faults on guarded pages on stderr before they end the process.
 pub fn install_fault_reports() {
-    // SAFETY: an all-zero sigaction is a valid one; the handler keeps to what a handler may do.
+    // SAFETY: an all-zero sigaction is valid, and `on_fault` does only what a signal handler may do.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_fault as *const () as usize;

@@ -1,22 +1,22 @@
-//! A slab allocator: object caches after Bonwick's and x15's, for user space.
+//! A slab allocator for user space: object caches as in Bonwick's papers and in x15.
 //!
 //! ```text
 //!   Cache<T>, ObjectCache        alloc ▼                          ▲ free
-//!   cpu      magazines: one loaded a CPU (rseq) or a thread; no lock
-//!   depot    magazines with objects, magazines without           one lock
-//!   slabs    runs of pages cut into equal buffers                another, below it
+//!   cpu      magazines: one loaded per CPU (rseq) or per thread      no lock
+//!   depot    filled magazines, empty magazines                       one lock
+//!   slabs    runs of pages cut into equal buffers                    another, below it
 //!   source   an [`Arena`] that imports spans from a [`PageSource`]
 //! ```
-//! - Objects of a cache are alike: the same size, alignment and constructor. A constructor runs when an object enters
-//!   a slab, not when it is allocated: objects come back as they were given back (R42).
-//! - Every allocation can fail, and says so; nothing aborts for want of memory (R47).
-//! - Caches are never merged: what fills memory has a name (R72, [`slabinfo`]).
-//! - A free costs the same however many objects there are (R51).
-//! - A cache created with [`Options::verify`] finds overruns, double and invalid frees, writes after free and leaks,
-//!   and says who allocated and freed (R48); one with [`Options::guard`] samples for them at little cost.
+//! - All objects of a cache have one size, alignment and constructor. The constructor runs when an object enters a
+//!   slab, not when it is allocated: an object is reused in the state in which it was freed (R42).
+//! - Every allocation can fail with an error; none aborts for lack of memory (R47).
+//! - Caches are never merged: all memory is accounted to a named cache (R72, [`slabinfo`]).
+//! - A free costs the same however many objects exist (R51).
+//! - A cache created with [`Options::verify`] detects overruns, double and invalid frees, writes after free and leaks,
+//!   and reports who allocated and freed the object (R48); one with [`Options::guard`] samples for them at little cost.
 //!
-//! Lock order: registry, depot, slabs, arena; nothing of the caller's is ever called under one but the constructor,
-//! which runs under none.
+//! Lock order: registry, depot, slabs, arena. Constructors run under none of these locks, page sources under the
+//! registry's at most, fault handlers possibly under any.
 //!
 //! ```
 //! # fn main() -> Result<(), overspill_slab::OutOfMemory> {
@@ -66,10 +66,10 @@ pub use source::PageSource;
 pub use typed::{Cache, Kept, Own, Slot};
 pub use verify::Leak;
 
-/// Bytes of a page, the grain of sources.
+/// Bytes of a page. Page sources hand out whole pages.
 pub const PAGE: usize = 4096;
 
-/// There was no memory to be had, also after reaping; or fault injection said so.
+/// No memory was left, even after reaping every cache; or fault injection ([`inject`]) refused the allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("out of memory for objects")]
 pub struct OutOfMemory;

@@ -1,9 +1,9 @@
-//! Lists through the listed: they allocate nothing, and taking out of the middle costs nothing.
+//! Intrusive lists: they allocate nothing, and a member leaves the middle in constant time.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-/// What a member carries for one list.
+/// The links that a member carries for one list.
 pub(crate) struct Links<T> {
     prev: Option<NonNull<T>>,
     next: Option<NonNull<T>>,
@@ -15,15 +15,15 @@ impl<T> Links<T> {
     }
 }
 
-/// Which of a member's links a list runs through.
+/// Selects the links of a member through which a list runs.
 ///
 /// # Safety
-/// `links` must give the same place inside `*at` each time.
+/// `links` must return the same place inside `*at` each time.
 pub(crate) unsafe trait Linked<T> {
     fn links(at: NonNull<T>) -> *mut Links<T>;
 }
 
-/// A doubly linked list. Members belong to whoever guards the list; each is on at most one list per `Links`.
+/// A doubly linked list. The list's lock also guards its members; each is on at most one list per `Links`.
 pub(crate) struct List<T, L> {
     head: Option<NonNull<T>>,
     tail: Option<NonNull<T>>,
@@ -31,7 +31,7 @@ pub(crate) struct List<T, L> {
     through: PhantomData<L>,
 }
 
-// SAFETY: a list is pointers to members which move between threads only with the lock around the list.
+// SAFETY: a list is pointers to members, which move between threads only with the lock around the list.
 unsafe impl<T, L> Send for List<T, L> {}
 
 impl<T, L: Linked<T>> List<T, L> {
@@ -55,7 +55,7 @@ impl<T, L: Linked<T>> List<T, L> {
     }
 
     /// # Safety
-    /// `at` is alive until taken out, and on no list of these links.
+    /// `at` lives until it is taken out, and is on no list through these links.
     pub(crate) unsafe fn push_front(&mut self, at: NonNull<T>) {
         let old = self.head.replace(at);
         // SAFETY: `at` by contract, the old head because it is listed.
@@ -109,7 +109,7 @@ impl<T, L: Linked<T>> List<T, L> {
         Some(head)
     }
 
-    /// Everything, in constant time.
+    /// Takes every member, in constant time.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::replace(self, Self::new())
     }

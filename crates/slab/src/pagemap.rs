@@ -1,17 +1,17 @@
-//! From an address to what lies there, in constant time: a radix tree of two levels over the bits of user space.
+//! A map from an address to the object that lies there, in constant time: a two-level radix tree over user space.
 //!
-//! Reading takes no lock and follows no pointer of the caller's: it is safe for any number. Leaves are reserved address
-//! space of the system's, touched where there is something to say (8 bytes a page or span), and never given back.
+//! A lookup takes no lock and does not dereference the address: any number is safe. Tables are reserved address space,
+//! touched only where an entry is set (8 bytes per page or span), and never given back.
 
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::source;
 
-/// Bits of an address in user space; higher ones are answered with nothing.
+/// Bits of an address in user space; higher addresses have no entry.
 const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };
 
-/// Maps `1 << SHIFT` bytes of address space an entry to a `T` that lives elsewhere.
+/// Maps each `1 << SHIFT` bytes of address space to a `T` that lives elsewhere.
 pub(crate) struct PageMap<T, const SHIFT: u32> {
     root: AtomicPtr<AtomicPtr<AtomicPtr<T>>>,
 }
@@ -30,7 +30,7 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         (root >> Self::ROOT_BITS == 0).then_some((root, leaf))
     }
 
-    /// What was set for the page `address` lies in.
+    /// The entry of the page in which `address` lies.
     pub(crate) fn get(&self, address: usize) -> Option<NonNull<T>> {
         let (root, leaf) = Self::split(address)?;
         let table = NonNull::new(self.root.load(Ordering::Acquire))?;
@@ -40,7 +40,7 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         NonNull::new(unsafe { entries.add(leaf).as_ref() }.load(Ordering::Acquire))
     }
 
-    /// Has the entry of an address brought into the cache.
+    /// Prefetches the entry of an address into the CPU's cache.
     pub(crate) fn prefetch(&self, address: usize) {
         let Some((root, leaf)) = Self::split(address) else { return };
         let Some(table) = NonNull::new(self.root.load(Ordering::Acquire)) else { return };
@@ -52,10 +52,10 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         }
     }
 
-    /// Sets every page of `bytes` from `address`; `None` clears, and cannot fail where something was set.
+    /// Sets the entry of every page of `bytes` from `address`. `None` clears, which cannot fail where an entry was set.
     ///
     /// # Errors
-    /// When there is no memory for a table; nothing is set then.
+    /// When there is no memory for a table; no entry is set then.
     pub(crate) fn set(
         &self,
         address: usize,
@@ -68,7 +68,7 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
                 // SAFETY: as in `get`.
                 Ok(entry) => unsafe { entry.as_ref() }.store(value, Ordering::Release),
                 Err(none) => {
-                    // Entries that were set can be cleared.
+                    // Clearing entries that were set cannot fail.
                     let _ = self.set(address, at - address, None);
                     return Err(none);
                 }
@@ -77,7 +77,7 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
         Ok(())
     }
 
-    /// The entry of an address, in a table made for it if need be.
+    /// The entry of an address; makes its tables where they are missing.
     fn entry(&self, address: usize) -> Result<NonNull<AtomicPtr<T>>, crate::OutOfMemory> {
         let (root, leaf) = Self::split(address).ok_or(crate::OutOfMemory)?;
         let table = table(&self.root, 1 << Self::ROOT_BITS)?;
@@ -88,10 +88,10 @@ impl<T, const SHIFT: u32> PageMap<T, SHIFT> {
     }
 }
 
-/// Has what lies there brought into the cache.
+/// Prefetches `at` into the CPU's cache.
 pub(crate) fn prefetch<T>(at: NonNull<T>) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it reads nothing, and faults for no address.
+    // SAFETY: a hint; it reads nothing, and can fault at no address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
@@ -107,7 +107,7 @@ fn table_of<T>(
     table(slot, entries)
 }
 
-/// The table in `slot`, reserved first where there is none.
+/// The table in `slot`; reserves it if there is none.
 fn table<T>(
     slot: &AtomicPtr<AtomicPtr<T>>,
     entries: usize,

@@ -1,4 +1,4 @@
-//! A cache as it lies in memory: configuration, CPU layer, depot, slabs; and the paths between slabs and source.
+//! The record of a cache: configuration, CPU layer, depot, slabs; and the paths between slabs and source.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -16,26 +16,26 @@ use crate::source::PageSource;
 use crate::sync::Mutex;
 use crate::{OutOfMemory, PAGE, pagemap, registry};
 
-/// A reap that was not forced does nothing when the last was so recently (R46).
+/// An unforced reap does nothing if the last reap is more recent than this (R46).
 pub const REAP_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Sizes of objects from which on magazines are smaller, and how large they are.
+/// The largest buffer of each magazine size, and the size: larger objects have smaller magazines, or none.
 const MAGAZINES: [(usize, usize); 3] = [(256, 125), (4096, 61), (32768, 5)];
 
-/// Makes an object: cannot fail, allocate or block.
+/// Constructs an object. It cannot fail, allocate or block.
 #[derive(Clone, Copy)]
 pub(crate) struct Constructor {
-    /// Called with `with` and where the object is to be.
+    /// Called with `with` and the address of the object.
     pub(crate) call: unsafe fn(*const (), NonNull<u8>),
     pub(crate) with: *const (),
 }
 
-// SAFETY: `with` is a function, not data.
+// SAFETY: `with` is a pointer to a function, not to data.
 unsafe impl Send for Constructor {}
 // SAFETY: as for Send.
 unsafe impl Sync for Constructor {}
 
-/// What a cache is made from.
+/// The configuration of a new cache.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) name: &'static str,
@@ -46,9 +46,9 @@ pub(crate) struct Config {
     pub(crate) verify: bool,
     pub(crate) magazines: bool,
     pub(crate) colour: bool,
-    /// One allocation of so many slow ones is guarded; 0 is none.
+    /// One in so many slow allocations is guarded; 0 guards none.
     pub(crate) guard: u32,
-    /// Of this crate's own: it describes other caches.
+    /// A cache of this crate's own, which describes other caches.
     pub(crate) internal: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Raw {
     pub(crate) cpu: CpuLayer,
     pub(crate) config: Config,
     pub(crate) geometry: Geometry,
-    /// Objects of a magazine; 0 without.
+    /// Objects per magazine; 0 without magazines.
     rounds: usize,
     pub(crate) depot: Mutex<Depot>,
     pub(crate) slabs: Mutex<Slabs>,
@@ -85,20 +85,20 @@ pub(crate) struct Raw {
     pub(crate) guarded: AtomicUsize,
     /// Least time between reaps, in milliseconds.
     pub(crate) interval: AtomicU64,
-    /// Bytes of the allocation this lies in.
+    /// Layout of the allocation that holds this record and the slots behind it.
     whole: Layout,
 }
 
-// SAFETY: what is reached through pointers is guarded by the locks, or by the CPU layer's rules.
+// SAFETY: the locks, or the rules of the CPU layer, guard everything behind pointers.
 unsafe impl Send for Raw {}
 // SAFETY: as for Send.
 unsafe impl Sync for Raw {}
 
 impl Raw {
-    /// Makes a cache and lists it.
+    /// Creates a cache and registers it.
     ///
     /// # Errors
-    /// When there is no memory, or no memory could hold such objects.
+    /// When there is no memory, or no slab can hold such objects.
     pub(crate) fn create(config: Config) -> Result<NonNull<Raw>, OutOfMemory> {
         let geometry = Geometry::new(config.size, config.align, config.verify)?;
         let wanted = if config.magazines && !config.verify { CpuLayer::slots_needed() } else { 0 };
@@ -109,7 +109,7 @@ impl Raw {
             .next_multiple_of(PAGE);
         let whole = Layout::from_size_align(bytes, PAGE).map_err(|_| OutOfMemory)?;
         let at = crate::global().grow(whole).ok_or(OutOfMemory)?;
-        // SAFETY: slots lie behind the cache, in the memory just grown.
+        // SAFETY: the slots lie behind the record, in the memory just grown.
         unsafe {
             let behind = at.add(size_of::<Raw>().next_multiple_of(align_of::<Slot>())).cast::<Slot>();
             let cpu = if slots == 0 { CpuLayer::off() } else { CpuLayer::new(behind.as_ptr()) };
@@ -134,11 +134,11 @@ impl Raw {
         Ok(at.cast())
     }
 
-    /// Takes a cache apart: magazines, empty slabs, the cache. Slabs in which objects are alive stay where they are, and
-    /// with them the cache, off the list; false then.
+    /// Destroys a cache: its magazines, its empty slabs and its record. Slabs with allocated objects stay, and with
+    /// them the record, unregistered; returns false then.
     ///
     /// # Safety
-    /// Nobody uses the cache any more; objects may still be read.
+    /// Nobody uses the cache any more, except to read objects that are still allocated.
     pub(crate) unsafe fn destroy(at: NonNull<Raw>) -> bool {
         registry::remove(at);
         // SAFETY: by contract.
@@ -150,7 +150,7 @@ impl Raw {
             return false;
         }
         let whole = raw.whole;
-        // SAFETY: no slab names the cache any more, and nobody else does; grown with this layout.
+        // SAFETY: no slab names the cache and nobody else uses it. It was grown with this layout.
         unsafe {
             at.drop_in_place();
             crate::global().release(at.cast(), whole);
@@ -163,7 +163,7 @@ impl Raw {
     }
 
     /// # Errors
-    /// When there is no memory, after a reap of everything.
+    /// When there is no memory, even after a reap of every cache.
     #[inline(always)]
     pub(crate) fn alloc(&self) -> Result<NonNull<u8>, OutOfMemory> {
         match self.cpu.pop() {
@@ -188,7 +188,7 @@ impl Raw {
     }
 
     /// # Safety
-    /// The object came from `alloc` of this cache, and is used no more.
+    /// `object` came from `alloc` of this cache, and is used no more.
     #[inline(always)]
     pub(crate) unsafe fn free(&self, object: NonNull<u8>) {
         // SAFETY: by contract.
@@ -211,25 +211,25 @@ impl Raw {
         unsafe { self.free_slow(object) };
     }
 
-    /// One object, past the magazines.
+    /// Allocates one object from the slabs, past the magazines.
     pub(crate) fn alloc_from_slabs(&self) -> Result<NonNull<u8>, OutOfMemory> {
         let mut one = [std::ptr::null_mut()];
         self.take_from_slabs(&mut one);
         NonNull::new(one[0]).ok_or(OutOfMemory)
     }
 
-    /// Fills `out` from the slabs, growing where there is nothing; fewer only for want of memory.
+    /// Fills at least half of `out` from the slabs, or less for lack of memory. Returns the number of objects.
     pub(crate) fn take_from_slabs(&self, out: &mut [*mut u8]) -> usize {
         let mut n = 0;
         loop {
             n += self.slabs.lock().take(&self.geometry, &mut out[n..]);
-            // A second slab for a magazine that is half full would be greed.
+            // Half a magazine is enough: another slab for the rest would waste memory.
             if n * 2 >= out.len() {
                 return n;
             }
-            // The lock is not held while growing: others may have brought slabs, which we see at the next turn.
+            // The lock is not held while growing. The next iteration sees slabs that other threads added meanwhile.
             match self.grow() {
-                // SAFETY: just made, on no list.
+                // SAFETY: the slab was just made, and is on no list.
                 Ok(slab) => unsafe { self.slabs.lock().add(slab) },
                 Err(OutOfMemory) => {
                     if n == 0 {
@@ -241,10 +241,10 @@ impl Raw {
         }
     }
 
-    /// Gives objects back to their slabs. What is none of ours is reported, and ends the process: memory is corrupt.
+    /// Returns objects to their slabs. A pointer to no such object is reported and ends the process: memory is corrupt.
     pub(crate) fn put_into_slabs(&self, objects: &[*mut u8]) {
         if objects.len() > 1 {
-            // Among millions of objects each header is a miss of the cache: they are fetched together, not in turn.
+            // With millions of objects every header is a cache miss: prefetching makes the misses overlap.
             objects.iter().for_each(|object| PAGES.prefetch(object.addr()));
             objects.iter().filter_map(|object| PAGES.get(object.addr())).for_each(pagemap::prefetch);
         }
@@ -257,7 +257,7 @@ impl Raw {
         }
     }
 
-    /// Reports what is wrong with an object, and ends the process.
+    /// Reports a fault of an object, and ends the process.
     #[cold]
     pub(crate) fn fault(&self, fault: Fault, object: NonNull<u8>) -> ! {
         report::fatal(&self.describe(fault, object))
@@ -276,7 +276,7 @@ impl Raw {
     }
 
     /// # Safety
-    /// Pages from [`Raw::pages`], used no more.
+    /// `pages` came from [`Raw::pages`], and is used no more.
     unsafe fn give_pages(&self, pages: NonNull<u8>) {
         // SAFETY: by contract.
         unsafe {
@@ -287,7 +287,7 @@ impl Raw {
         }
     }
 
-    /// A slab, all its objects constructed. Asks again once after a reap of everything.
+    /// Makes a slab of constructed objects (poisoned under verify). Reaps every cache before it gives up.
     fn grow(&self) -> Result<NonNull<Slab>, OutOfMemory> {
         self.try_grow().or_else(|_| {
             registry::reap_for_want(self.config.source.as_deref());
@@ -297,7 +297,7 @@ impl Raw {
 
     fn try_grow(&self) -> Result<NonNull<Slab>, OutOfMemory> {
         let pages = self.pages().ok_or(OutOfMemory)?;
-        // SAFETY: on slab, the header's place is inside the pages; pages that nobody has seen can be given back.
+        // SAFETY: an on-slab header lies inside the pages. Pages go back only while nobody else has seen them.
         unsafe {
             let header = match self.geometry.header {
                 Some(at) => Ok(pages.add(at)),
@@ -306,7 +306,7 @@ impl Raw {
             let colour = if self.config.colour { self.slabs.lock().grown % self.geometry.colours } else { 0 };
             let named = header.and_then(|header| {
                 let slab = header.cast::<Slab>();
-                // First: who finds it in the map reads it (`whatis`).
+                // The header comes first: `whatis` reads it as soon as the map names it.
                 Slab::init(slab, self.this(), pages, &self.geometry, colour);
                 PAGES
                     .set(pages.addr().get(), self.geometry.slab, Some(slab))
@@ -327,24 +327,24 @@ impl Raw {
     }
 
     /// # Safety
-    /// `object` is a buffer of this cache that nobody else uses.
+    /// `object` is in a buffer of this cache, and nobody else uses it.
     pub(crate) unsafe fn construct(&self, object: NonNull<u8>) {
         if let Some(constructor) = self.config.constructor {
-            // SAFETY: by contract, and `with` is what `call` wants.
+            // SAFETY: by contract, and `with` is the function that `call` expects.
             unsafe { (constructor.call)(constructor.with, object) };
         }
     }
 
-    /// Takes a slab apart.
+    /// Destroys a slab.
     ///
     /// # Safety
-    /// It is empty and on no list.
+    /// `slab` is empty and on no list.
     pub(crate) unsafe fn shrink(&self, slab: NonNull<Slab>) {
         // SAFETY: by contract; the header is not read after it has been given back.
         unsafe {
             let pages = (*slab.as_ptr()).pages;
             {
-                // Who found it in the map has done with it when we have the lock; the source is called without.
+                // Once this thread has the lock, no `whatis` reads the slab. The source is called without it.
                 let _stay =
                     crate::slabinfo::SLABS_STAY.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let cleared = PAGES.set(pages.addr().get(), self.geometry.slab, None);
@@ -356,20 +356,20 @@ impl Raw {
     }
 
     /// # Safety
-    /// The header of a slab that is used no more.
+    /// `header` belongs to a slab that is used no more.
     unsafe fn drop_header(&self, header: NonNull<Slab>) {
         if self.geometry.header.is_none()
             && let Ok(headers) = headers()
         {
-            // SAFETY: allocated there when the slab was made.
+            // SAFETY: allocated from this cache when the slab was made.
             unsafe { headers.free(header.cast()) };
         }
     }
 
-    /// A magazine of this cache's size, or none for want of memory.
+    /// Allocates a magazine of this cache's size; `None` for lack of memory.
     pub(crate) fn new_magazine(&self) -> Option<*mut Magazine> {
         let at = magazines(self.rounds)?.alloc().ok()?.cast::<Magazine>().as_ptr();
-        // SAFETY: allocated with room for that many.
+        // SAFETY: allocated with room for `rounds` objects.
         unsafe { Magazine::init(at, self.rounds) };
         Some(at)
     }
@@ -377,7 +377,7 @@ impl Raw {
     /// Frees an empty magazine that the caller holds.
     pub(crate) fn drop_magazine(&self, magazine: *mut Magazine) {
         if let (Some(cache), Some(at)) = (magazines(self.rounds), NonNull::new(magazine)) {
-            // SAFETY: allocated there by `new_magazine`, and the caller's to give.
+            // SAFETY: `new_magazine` allocated it from this cache, and the caller gives it up.
             unsafe { cache.free(at.cast()) };
         }
     }
@@ -388,7 +388,7 @@ impl Raw {
     }
 }
 
-/// A cache that describes others: without magazines, from the global arena, for ever.
+/// Creates a cache that describes others: without magazines, in the global arena, never destroyed once in use.
 fn internal(name: &'static str, size: usize) -> Result<NonNull<Raw>, OutOfMemory> {
     Raw::create(Config { magazines: false, internal: true, ..Config::new(name, size) })
 }
@@ -400,7 +400,7 @@ unsafe impl Send for Internal {}
 // SAFETY: as for Send.
 unsafe impl Sync for Internal {}
 
-/// `place`'s cache, made when first asked for.
+/// The cache in `place`, created on first use.
 #[cfg(not(feature = "shuttle"))]
 fn internal_in(
     place: &'static OnceLock<Internal>,
@@ -412,7 +412,7 @@ fn internal_in(
         None => {
             let fresh = internal(name, size)?;
             if let Err(Internal(unused)) = place.set(Internal(fresh)) {
-                // SAFETY: somebody else's was set; nobody has seen this one.
+                // SAFETY: another thread set its cache first, and nobody has seen this one.
                 unsafe { Raw::destroy(unused) };
             }
             place.get().ok_or(OutOfMemory)?
@@ -422,7 +422,7 @@ fn internal_in(
     Ok(unsafe { there.0.as_ref() })
 }
 
-/// The same, each checked run its own: locks of the model checker do not outlive a run.
+/// The same for the model checker, whose locks do not outlive a run: each run has its own.
 #[cfg(feature = "shuttle")]
 fn internal_in(
     _: &'static OnceLock<Internal>,
@@ -442,13 +442,13 @@ fn internal_in(
     Ok(unsafe { there.1.0.as_ref() })
 }
 
-/// Headers of slabs that have no room for them. Its own slabs have.
+/// The cache of headers that lie off slab. Its own slabs have theirs on slab.
 fn headers() -> Result<&'static Raw, OutOfMemory> {
     static HEADERS: OnceLock<Internal> = OnceLock::new();
     internal_in(&HEADERS, "slab header", Slab::bytes(OFF_SLAB_OBJECTS))
 }
 
-/// Magazines of so many rounds.
+/// The cache of magazines with so many rounds.
 fn magazines(rounds: usize) -> Option<&'static Raw> {
     static CACHES: [OnceLock<Internal>; 3] = [const { OnceLock::new() }; 3];
     const NAMES: [&str; 3] = ["magazine 125", "magazine 61", "magazine 5"];

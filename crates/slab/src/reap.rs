@@ -1,7 +1,7 @@
-//! Reap: memory that no object uses goes back to where it came from (R46).
+//! Reap: returns memory that no object uses to its source (R46).
 //!
-//! In two steps: what goes is detached under the lock in constant time, and released without it. Magazines are flushed
-//! only where they pin slabs that are otherwise empty.
+//! Empty slabs are detached under the lock in constant time, and released without it. Magazines are flushed only where
+//! their objects alone keep a slab from being empty.
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use crate::raw::Raw;
 use crate::slab::{PAGES, Slab, Slabs};
 
 impl Raw {
-    /// Releases empty slabs, unless that was done less than the interval ago. Returns the bytes that went back.
+    /// Releases empty slabs, unless the last reap is within the interval and not `force`. Returns their bytes.
     pub(crate) fn reap(&self, force: bool) -> usize {
         let interval = Duration::from_millis(self.interval.load(Ordering::Relaxed));
         let now = Instant::now();
@@ -31,7 +31,7 @@ impl Raw {
         self.release_empty()
     }
 
-    /// Returns objects in magazines to their slabs where that empties the slab.
+    /// Returns objects from magazines to their slabs where that empties the slab.
     fn unpin(&self, depot: &Depot) {
         if !self.cpu.is_on() {
             return;
@@ -47,7 +47,7 @@ impl Raw {
     }
 
     /// # Safety
-    /// The depot's lock is held; magazines in `held` are nobody else's.
+    /// The depot's lock is held, and nobody else uses the magazines in `held`.
     unsafe fn flush_pinning(&self, depot: &Depot, slabs: &mut Slabs) {
         let each = |visit: &mut dyn FnMut(*mut Magazine)| {
             depot.filled.iter().for_each(&mut *visit);
@@ -59,7 +59,7 @@ impl Raw {
                 }
             }
         };
-        // SAFETY: by contract these magazines are ours, and objects in them have living slabs of this cache.
+        // SAFETY: by contract nobody else uses these magazines; their objects lie in living slabs of this cache.
         unsafe {
             each(&mut |magazine| {
                 for object in Magazine::objects(magazine) {
@@ -72,7 +72,7 @@ impl Raw {
                 for i in 0..objects.len() {
                     let object = objects[i];
                     let slab = slab_of(object).as_ptr();
-                    // Both fall together while the slab is flushed, so the answer stays the same for all its objects.
+                    // Both fall together while a slab is flushed, so the answer is the same for all its objects.
                     if (*slab).in_use == (*slab).cached {
                         (*slab).cached -= 1;
                         let put = slabs.put(self.this(), &self.geometry, NonNull::new_unchecked(object));
@@ -92,11 +92,11 @@ impl Raw {
         }
     }
 
-    /// Frees the arrays of magazines that hold nothing.
+    /// Frees the depot's magazines without objects.
     fn trim_depot(&self) {
         loop {
             let mut depot = self.depot.lock();
-            // What reap has emptied is still among the filled ones.
+            // Magazines that reap has emptied are still among the filled ones.
             let empty = depot.empty.pop().or_else(|| depot.filled.pop_empty());
             drop(depot);
             match empty {
@@ -106,9 +106,9 @@ impl Raw {
         }
     }
 
-    /// Returns every object in a magazine to its slab, and the magazines.
+    /// Returns every object in a magazine to its slab, and frees the magazines.
     ///
-    /// For who is alone with the cache: loaded magazines are taken as they are.
+    /// The caller is the only user of the cache: loaded magazines are taken without care for owners.
     pub(crate) fn flush(&self) {
         let mut depot = self.depot.lock();
         let slots = self.cpu.slots().iter();
@@ -119,7 +119,7 @@ impl Raw {
                 slot.previous.swap(std::ptr::null_mut(), Ordering::Relaxed),
             ]
         });
-        // SAFETY: all of these are now ours.
+        // SAFETY: the caller is the only user, so all of these are ours.
         unsafe {
             for magazine in loaded.filter(|m| !m.is_null() && *m != nothing) {
                 depot.filled.push(magazine);
@@ -134,7 +134,7 @@ impl Raw {
         self.trim_depot();
     }
 
-    /// Gives the memory of empty slabs back.
+    /// Releases empty slabs. Returns their bytes.
     pub(crate) fn release_empty(&self) -> usize {
         let mut detached = {
             let mut slabs = self.slabs.lock();
@@ -145,7 +145,7 @@ impl Raw {
         };
         let bytes = detached.len() * self.geometry.slab;
         while let Some(slab) = detached.pop_front() {
-            // SAFETY: empty, and off the cache's lists.
+            // SAFETY: the slab is empty, and off the cache's lists.
             unsafe {
                 if self.config.verify {
                     self.check_free_buffers(slab);
@@ -158,7 +158,7 @@ impl Raw {
 }
 
 /// # Safety
-/// `object` is one of a cache's and out of its slab, which therefore is alive.
+/// `object` is of a cache, and out of its slab, which is therefore alive.
 unsafe fn slab_of(object: *mut u8) -> NonNull<Slab> {
     let slab = PAGES.get(object.addr());
     debug_assert!(slab.is_some());

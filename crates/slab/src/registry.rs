@@ -1,4 +1,4 @@
-//! Every cache of the process.
+//! The list of every cache of the process.
 
 use std::ptr::NonNull;
 use std::sync::RwLock;
@@ -9,33 +9,33 @@ use crate::raw::Raw;
 
 struct Registered;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Raw> for Registered {
     fn links(at: NonNull<Raw>) -> *mut Links<Raw> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).registered }
     }
 }
 
-/// First of the locks. Not one of the model checker's: it is taken for reading but by who makes or ends caches.
+/// First in the lock order. The model checker does not see it: only making or ending a cache takes it for writing.
 static CACHES: RwLock<List<Raw, Registered>> = RwLock::new(List::new());
 
-// SAFETY: readers only follow links, which change under the write lock alone.
+// SAFETY: readers only follow links, which change only under the write lock.
 unsafe impl Sync for List<Raw, Registered> {}
 
 pub(crate) fn add(raw: NonNull<Raw>) {
     let mut caches = CACHES.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // SAFETY: alive until removed, and on no list.
+    // SAFETY: the cache is alive until it is removed, and on no list.
     unsafe { caches.push_back(raw) };
 }
 
 pub(crate) fn remove(raw: NonNull<Raw>) {
     let mut caches = CACHES.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // SAFETY: added when it was made.
+    // SAFETY: `add` put it on this list.
     unsafe { caches.remove(raw) };
 }
 
-/// Shows every cache, oldest first. No cache comes or goes meanwhile.
+/// Visits every cache, oldest first, under the registry's lock: no cache is added or removed meanwhile.
 pub(crate) fn each(mut visit: impl FnMut(&Raw)) {
     let caches = CACHES.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut at = caches.head();
@@ -48,7 +48,7 @@ pub(crate) fn each(mut visit: impl FnMut(&Raw)) {
     }
 }
 
-/// Shows the cache that so many are older than. The registry is locked meanwhile.
+/// Visits the cache at position `number`, the oldest first, under the registry's lock.
 pub(crate) fn nth<R>(number: usize, visit: impl FnOnce(&Raw) -> R) -> Option<R> {
     let caches = CACHES.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut at = caches.head();
@@ -60,8 +60,8 @@ pub(crate) fn nth<R>(number: usize, visit: impl FnOnce(&Raw) -> R) -> Option<R> 
     at.map(|raw| visit(unsafe { raw.as_ref() }))
 }
 
-/// Reaps every cache, and gives unused pages of the global arena back. Without `force`, caches that were reaped less than
-/// their interval ago are left alone. Returns the bytes of RAM that went back to the system.
+/// Reaps every cache, then trims the global arena if that freed anything. Without `force`, skips caches that were
+/// reaped less than their interval ago; with it, always trims. Returns the bytes of RAM that the arena gave back.
 pub fn reap_all(force: bool) -> usize {
     let reaped = reap_caches(force);
     if reaped > 0 || force { crate::global().trim() } else { 0 }
@@ -69,7 +69,7 @@ pub fn reap_all(force: bool) -> usize {
 
 fn reap_caches(force: bool) -> usize {
     let mut reaped = 0;
-    // Internal ones last: reaping others returns magazines and headers to them.
+    // Internal caches come last: reaping the others frees magazines and headers into them.
     for internal in [false, true] {
         each(|raw| {
             if raw.config.internal == internal {
@@ -80,17 +80,17 @@ fn reap_caches(force: bool) -> usize {
     reaped
 }
 
-/// Reaps everything for who found no memory, and would fail; `source` is what refused.
+/// Reaps everything for an allocation that would fail. `source` is the source that refused, if not the global arena.
 pub(crate) fn reap_for_want(source: Option<&dyn crate::PageSource>) {
     reap_caches(true);
-    // Spans without a page in use may be all that stands between us and a limit.
+    // Empty spans may be all that keeps the allocation over a limit.
     crate::global().trim();
     if let Some(source) = source {
         source.trim();
     }
 }
 
-/// What all caches have been reaped, for tests of the interval.
+/// The number of reaps of a cache.
 pub(crate) fn reaps(raw: &Raw) -> u64 {
     raw.reaps.load(Ordering::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! What is wrong, and who did it.
+//! Reports of faults: the object, and the call traces that allocated and freed it.
 
 use std::fmt;
 use std::io::Write as _;
@@ -6,17 +6,17 @@ use std::sync::OnceLock;
 
 use crate::trace::Trace;
 
-/// What was found.
+/// Kinds of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Freed: an address that is no object's.
+    /// A free of an address that is no object's.
     NotAnObject,
-    /// Freed: an address in the part of a slab that holds no objects.
+    /// A free of an address in the part of a slab that holds no objects.
     UnusedTail,
-    /// Freed: an object of another cache.
+    /// A free of an object of another cache.
     OtherCache,
-    /// Freed, and freed again.
+    /// A second free of an object.
     DoubleFree,
     /// Bytes before or after an object were written.
     RedZone,
@@ -24,7 +24,7 @@ pub enum Fault {
     Tag,
     /// An object was written after it was freed.
     WriteAfterFree,
-    /// Objects were left when their cache ended.
+    /// Objects were still allocated when their cache was dropped.
     Leak,
     /// A guard page was touched: an overrun, or a use after free.
     Guard,
@@ -46,26 +46,26 @@ impl fmt::Display for Fault {
     }
 }
 
-/// One fault. Displayed over several lines, traces with names where the program has them.
+/// One fault. It displays over several lines, with function names in traces where the program has symbols.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// What.
+    /// The kind of fault.
     pub fault: Fault,
-    /// The cache that found it.
+    /// The cache that found the fault.
     pub cache: &'static str,
-    /// The cache the object is of, where that is another.
+    /// The cache of the object, if that is another.
     pub owner: Option<&'static str>,
-    /// The address in question.
+    /// The address of the object or of the bad free; 0 for a leak.
     pub address: usize,
-    /// Bytes of the cache's objects.
+    /// Bytes of an object of the cache.
     pub size: usize,
-    /// Objects concerned.
+    /// The number of objects concerned.
     pub objects: usize,
-    /// Who allocated it last.
+    /// The call that allocated the object last.
     pub(crate) allocated: Option<Trace>,
-    /// Who freed it last.
+    /// The call that freed it last.
     pub(crate) freed: Option<Trace>,
-    /// Who asked now.
+    /// The call that found the fault.
     pub(crate) here: Option<Trace>,
 }
 
@@ -98,26 +98,26 @@ type Handler = fn(&Report);
 
 static HANDLER: OnceLock<Handler> = OnceLock::new();
 
-/// Has reports given to `handler` instead of stderr. The process still ends after one that means that memory is corrupt,
-/// also when the handler panics. It may be called while the cache's locks are held: it must not use caches.
+/// Sends reports to `handler` instead of stderr. A report of corrupt memory still ends the process afterwards, even if
+/// the handler panics. Locks of the cache may be held while the handler runs: it must not use caches.
 ///
-/// Returns false when another was set before.
+/// Returns false if a handler was set before.
 pub fn set_fault_handler(handler: Handler) -> bool {
     HANDLER.set(handler).is_ok()
 }
 
-/// Reports what does not end the process.
+/// Reports a fault, without ending the process.
 pub(crate) fn tell(report: &Report) {
     match HANDLER.get() {
         Some(handler) => handler(report),
-        // A stderr that nobody reads any more is no reason to panic.
+        // Writing to a closed stderr must not panic.
         None => drop(write!(std::io::stderr(), "{report}")),
     }
 }
 
-/// Reports corrupt memory, and ends the process: to go on would be to invent data.
+/// Reports corrupt memory, and aborts the process: continuing would invent data.
 pub(crate) fn fatal(report: &Report) -> ! {
-    /// Whatever reporting comes to.
+    /// Aborts the process when it is dropped, even if the handler panics.
     struct End;
     impl Drop for End {
         fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Objects set aside: what a step will need at most, so that it cannot fail halfway (iron rule 1).
+//! Reserves: objects set aside for the most that a step will need, so that it cannot fail halfway (iron rule 1).
 
 use std::ptr::{NonNull, null_mut};
 
@@ -8,13 +8,13 @@ use crate::raw::Raw;
 /// Objects per link of a reserve.
 const LINK: usize = 62;
 
-/// `n` objects of a cache, nobody else's until they are taken out or the reserve goes. They are kept outside of
-/// themselves: constructed objects stay as they are.
+/// Objects of a cache, set aside until they are taken or the reserve is dropped. The list of them lies outside the
+/// objects: constructed objects stay as they are.
 pub struct Reserve<'c> {
     raw: &'c Raw,
     top: *mut Link,
     left: usize,
-    /// Links without objects: they go when there is time, or are filled again.
+    /// Links without objects. `fill` uses them again; drop frees them.
     spare: *mut Link,
 }
 
@@ -28,7 +28,7 @@ static LINKS: crate::ObjectCache = crate::ObjectCache::lazy(
     crate::Options::new("reserve link", size_of::<Link>()).align(align_of::<Link>()),
 );
 
-// SAFETY: the objects and links are the reserve's alone; a cache is Sync.
+// SAFETY: only the reserve has its objects and links; a cache is Sync.
 unsafe impl Send for Reserve<'_> {}
 
 impl std::fmt::Debug for Reserve<'_> {
@@ -44,29 +44,29 @@ impl<'c> Reserve<'c> {
         Ok(reserve)
     }
 
-    /// How many are left.
+    /// The number of objects left.
     pub fn left(&self) -> usize {
         self.left
     }
 
-    /// Brings it up to `n` again.
+    /// Refills the reserve to `n` objects.
     ///
     /// # Errors
-    /// When there is no memory; what there was before is still there.
+    /// When there is no memory; objects already in the reserve stay.
     pub fn fill(&mut self, n: usize) -> Result<(), OutOfMemory> {
         while self.left < n {
-            // SAFETY: `top`, where there is one, is ours alone.
+            // SAFETY: `top`, if not null, is a link of ours alone.
             if self.top.is_null() || unsafe { (*self.top).count } == LINK {
                 let link = match self.pop_spare() {
                     Some(link) => link.as_ptr(),
                     None => LINKS.alloc()?.cast::<Link>().as_ptr(),
                 };
-                // SAFETY: ours alone, with room for a link.
+                // SAFETY: the link is ours alone.
                 unsafe { link.write(Link { next: self.top, count: 0, objects: [null_mut(); LINK] }) };
                 self.top = link;
             }
             let object = self.raw.alloc()?;
-            // SAFETY: as above, and it is not full.
+            // SAFETY: as above, and the link is not full.
             unsafe {
                 (*self.top).objects[(*self.top).count] = object.as_ptr();
                 (*self.top).count += 1;
@@ -76,7 +76,7 @@ impl<'c> Reserve<'c> {
         Ok(())
     }
 
-    /// Takes one out; `None` only when all are gone. Allocates nothing and waits for nobody.
+    /// Takes an object out; `None` only if the reserve is empty. Never allocates or waits.
     pub fn take(&mut self) -> Option<NonNull<u8>> {
         loop {
             let top = NonNull::new(self.top)?.as_ptr();
@@ -107,11 +107,11 @@ impl Reserve<'_> {
 impl Drop for Reserve<'_> {
     fn drop(&mut self) {
         while let Some(object) = self.take() {
-            // SAFETY: allocated from this cache, and handed to nobody.
+            // SAFETY: allocated from this cache, and given to nobody else.
             unsafe { self.raw.free(object) };
         }
         while let Some(link) = self.pop_spare() {
-            // SAFETY: allocated there, and used no more.
+            // SAFETY: allocated from `LINKS`, and used no more.
             unsafe { LINKS.free(link.cast()) };
         }
     }

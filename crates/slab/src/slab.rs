@@ -1,7 +1,7 @@
-//! A slab: pages cut into buffers, with a bit for each that is free.
+//! A slab: pages cut into buffers, with a bit for each buffer, set while it is free.
 //!
-//! Bits, not links through free buffers: constructed objects keep every byte, a second free of the same buffer is seen,
-//! and what is allocated can be enumerated.
+//! Bits, not links through free buffers: constructed objects keep every byte, a double free is detected, and allocated
+//! objects can be enumerated.
 
 use std::ptr::NonNull;
 
@@ -11,11 +11,11 @@ use crate::pagemap::PageMap;
 use crate::raw::Raw;
 use crate::report::Fault;
 
-/// The slab each page of any cache belongs to.
+/// Maps every page of any cache to its slab.
 pub(crate) static PAGES: PageMap<Slab, 12> = PageMap::new();
 
-/// The header; `objects.div_ceil(64)` words of bits follow it, set where a buffer is free. Everything in it but `cache`,
-/// `pages` and `first`, which never change, belongs to the lock around the cache's [`Slabs`].
+/// The header. `objects.div_ceil(64)` words of bits follow it, set where a buffer is free. `cache`, `pages` and `first`
+/// never change; the lock around the cache's [`Slabs`] guards all the rest.
 #[repr(C)]
 pub(crate) struct Slab {
     links: Links<Slab>,
@@ -23,27 +23,27 @@ pub(crate) struct Slab {
     pub(crate) pages: NonNull<u8>,
     pub(crate) first: NonNull<u8>,
     pub(crate) in_use: u32,
-    /// Reap's count of buffers that are in use only by being in a magazine.
+    /// Buffers that are in use only because a magazine holds them: counted during a reap, else 0.
     pub(crate) cached: u32,
 }
 
 pub(crate) struct InSlabs;
 
-// SAFETY: always the same field.
+// SAFETY: `links` always returns the same field.
 unsafe impl Linked<Slab> for InSlabs {
     fn links(at: NonNull<Slab>) -> *mut Links<Slab> {
-        // SAFETY: a place inside what `at` points to; nothing is read.
+        // SAFETY: the address of a field of `*at`; nothing is read.
         unsafe { &raw mut (*at.as_ptr()).links }
     }
 }
 
 impl Slab {
-    /// Bytes of a header for so many objects.
+    /// Bytes of a header for `objects` buffers.
     pub(crate) const fn bytes(objects: usize) -> usize {
         size_of::<Slab>() + objects.div_ceil(64) * size_of::<u64>()
     }
 
-    /// Makes a header, all buffers free.
+    /// Initialises a header with all buffers free.
     ///
     /// # Safety
     /// `at` has room for [`Slab::bytes`] of the geometry's objects, aligned to 8; `pages` is the slab's memory.
@@ -54,7 +54,7 @@ impl Slab {
         geometry: &Geometry,
         colour: usize,
     ) {
-        // SAFETY: colours are chosen such that the buffers stay inside.
+        // SAFETY: the geometry allows only colours that keep the buffers inside the slab.
         let first = unsafe { pages.add(colour * geometry.align) };
         // SAFETY: by contract.
         unsafe {
@@ -67,34 +67,34 @@ impl Slab {
     }
 
     /// # Safety
-    /// `at` is a header with that many words.
+    /// `at` is a header with more than `word` words.
     unsafe fn word(at: NonNull<Slab>, word: usize) -> *mut u64 {
         // SAFETY: the words follow the header, by contract this many.
         unsafe { at.as_ptr().add(1).cast::<u64>().add(word) }
     }
 
-    /// Whether a buffer is free.
+    /// True if the buffer is free.
     ///
     /// # Safety
-    /// `at` is alive, `index` is of one of its buffers, and the cache's lock is held.
+    /// `at` is alive, `index` is that of one of its buffers, and the lock around the cache's slabs is held.
     pub(crate) unsafe fn is_free(at: NonNull<Slab>, index: usize) -> bool {
         // SAFETY: by contract.
         unsafe { *Self::word(at, index / 64) >> (index % 64) & 1 == 1 }
     }
 
-    /// The buffer with this index.
+    /// The address of a buffer.
     ///
     /// # Safety
-    /// `at` is alive and `index` is of one of its buffers.
+    /// `at` is alive, and `index` is that of one of its buffers.
     pub(crate) unsafe fn buffer(at: NonNull<Slab>, geometry: &Geometry, index: usize) -> NonNull<u8> {
         // SAFETY: by contract.
         unsafe { (*at.as_ptr()).first.add(index * geometry.buffer) }
     }
 
-    /// The index of an object of this slab.
+    /// The index of an object in this slab.
     ///
     /// # Safety
-    /// `at` is alive; the object's page belongs to it.
+    /// `at` is alive, and the object's page belongs to it.
     pub(crate) unsafe fn index(
         at: NonNull<Slab>,
         geometry: &Geometry,
@@ -111,17 +111,17 @@ impl Slab {
     }
 }
 
-/// The slabs of a cache. Full ones are on no list, except under verify, which wants to enumerate them.
+/// The slabs of a cache. Full slabs are on no list, except under verify, which enumerates them.
 pub(crate) struct Slabs {
     pub(crate) partial: List<Slab, InSlabs>,
     pub(crate) empty: List<Slab, InSlabs>,
     pub(crate) full: List<Slab, InSlabs>,
     keeps_full: bool,
-    /// Slabs there are.
+    /// The number of slabs.
     pub(crate) slabs: usize,
-    /// Buffers that are out: allocated, or in a magazine.
+    /// Buffers in use: allocated, or in a magazine.
     pub(crate) in_use: usize,
-    /// Slabs ever, for the colour of the next.
+    /// Slabs ever added; selects the colour of the next.
     pub(crate) grown: usize,
     pub(crate) gone: usize,
 }
@@ -143,7 +143,7 @@ impl Slabs {
     /// Adds an empty slab.
     ///
     /// # Safety
-    /// It is initialised, of this cache, and on no list.
+    /// `slab` is initialised, of this cache, and on no list.
     pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>) {
         // SAFETY: by contract.
         unsafe { self.empty.push_front(slab) };
@@ -151,7 +151,7 @@ impl Slabs {
         self.grown += 1;
     }
 
-    /// Takes buffers into `out` until it is full or there are no more; returns how many.
+    /// Takes free buffers into `out` until it is full or none is left; returns their number.
     pub(crate) fn take(&mut self, geometry: &Geometry, out: &mut [*mut u8]) -> usize {
         let mut n = 0;
         while n < out.len() {
@@ -181,7 +181,7 @@ impl Slabs {
     }
 
     /// # Safety
-    /// `slab` is alive and the caller has the lock.
+    /// `slab` is alive, and the caller holds the lock.
     unsafe fn take_from(slab: NonNull<Slab>, geometry: &Geometry, out: &mut [*mut u8]) -> usize {
         let mut n = 0;
         for word in 0..geometry.objects.div_ceil(64) {
@@ -190,7 +190,7 @@ impl Slabs {
             while *place != 0 && n < out.len() {
                 let index = word * 64 + place.trailing_zeros() as usize;
                 *place &= *place - 1;
-                // SAFETY: bits are set only for buffers there are.
+                // SAFETY: only bits of existing buffers are ever set.
                 out[n] = unsafe { Slab::buffer(slab, geometry, index).add(geometry.front) }.as_ptr();
                 n += 1;
             }
@@ -203,10 +203,10 @@ impl Slabs {
         n
     }
 
-    /// Gives a buffer back.
+    /// Returns a buffer to its slab.
     ///
     /// # Errors
-    /// When it is no object of this cache, or free already; nothing has changed then.
+    /// When the object is not of this cache, or free already; nothing changes then.
     pub(crate) fn put(
         &mut self,
         cache: NonNull<Raw>,
@@ -214,8 +214,8 @@ impl Slabs {
         object: NonNull<u8>,
     ) -> Result<(), Fault> {
         let slab = locate(cache, object)?;
-        // SAFETY: a slab with a page in the map is alive as long as one of its objects is out. (A free of what is not out
-        // breaks the caller's contract; it is found unless the slab goes at this very moment.)
+        // SAFETY: a slab in the map is alive as long as one of its objects is out. (A free of an object that is not out
+        // breaks the caller's contract; it is detected unless the slab is destroyed at this moment.)
         unsafe {
             let index = Slab::index(slab, geometry, object)?;
             if Slab::is_free(slab, index) {
@@ -242,7 +242,7 @@ impl Slabs {
     }
 }
 
-/// The slab of an object that is said to be of `cache`.
+/// The slab of an object that the caller says is of `cache`.
 pub(crate) fn locate(cache: NonNull<Raw>, object: NonNull<u8>) -> Result<NonNull<Slab>, Fault> {
     let slab = PAGES.get(object.addr().get()).ok_or(Fault::NotAnObject)?;
     // SAFETY: a slab in the map is alive (see `put`), and `cache` never changes.

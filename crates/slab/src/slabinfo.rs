@@ -1,4 +1,4 @@
-//! What fills memory: every cache of the process, what it holds and did (R49).
+//! The state and counters of every cache of the process (R49).
 
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
@@ -11,15 +11,15 @@ use crate::raw::Raw;
 use crate::registry;
 use crate::slab::{PAGES, Slab};
 
-/// Kept for reading by who takes a slab apart, so that [`whatis`] may look at any slab it finds.
+/// Taken for reading to destroy a slab, and for writing by [`whatis`], which may then read any slab it finds.
 pub(crate) static SLABS_STAY: RwLock<()> = RwLock::new(());
 
-/// One cache. Counts of what goes on meanwhile are close, not exact.
+/// One cache. The counts are close, not exact, while other threads use the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CacheInfo {
-    /// Its name.
+    /// Name of the cache.
     pub name: &'static str,
-    /// A letter each: `c` constructed, `v` verify, `g` guard, `m` magazines, `o` header off slab, `i` internal.
+    /// One letter per flag: `c` constructed, `v` verify, `g` guard, `m` magazines, `o` header off slab, `i` internal.
     #[serde(serialize_with = "as_text")]
     pub flags: Flags,
     /// Bytes of an object.
@@ -30,19 +30,19 @@ pub struct CacheInfo {
     pub slab_size: usize,
     /// Objects of a slab.
     pub slab_objects: usize,
-    /// Slabs there are.
+    /// Number of slabs.
     pub slabs: usize,
-    /// Objects there is room for.
+    /// Objects for which the slabs have room.
     pub objects: usize,
     /// Objects in use.
     pub active: usize,
-    /// Objects in magazines: free, and quickly had.
+    /// Free objects in magazines.
     pub cached: usize,
     /// Bytes of memory: slabs and the cache's own record.
     pub memory: usize,
-    /// Bytes of it in slabs without an object in use or in a magazine.
+    /// Bytes of that in slabs whose buffers are all free.
     pub reclaimable: usize,
-    /// Bytes of slabs that hold no object in use, of bytes of slabs: 0 is none lost.
+    /// Share of the bytes of slabs that holds no object in use; 0 is none.
     pub fragmentation: f64,
     /// Allocations that a loaded magazine served.
     pub hits: u64,
@@ -54,13 +54,13 @@ pub struct CacheInfo {
     pub exchanges: u64,
     /// Allocations that failed.
     pub failures: u64,
-    /// Reaps done.
+    /// Number of reaps.
     pub reaps: u64,
     /// Slabs ever made.
     pub grown: usize,
 }
 
-/// What kind of cache.
+/// Properties of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags")]
 pub struct Flags {
@@ -70,9 +70,9 @@ pub struct Flags {
     pub verify: bool,
     /// Some objects are guarded.
     pub guard: bool,
-    /// There are magazines.
+    /// The cache has magazines.
     pub magazines: bool,
-    /// Slab headers lie elsewhere.
+    /// Slab headers lie off slab.
     pub off_slab: bool,
     /// The cache describes others.
     pub internal: bool,
@@ -162,8 +162,8 @@ pub fn snapshot() -> Vec<CacheInfo> {
     all().collect()
 }
 
-/// Every cache, oldest first, each looked at under the registry's lock and shown without: what is done with it may make
-/// caches itself.
+/// Every cache, oldest first. Each is read under the registry's lock and yielded without it, so that the caller may
+/// make caches.
 fn all() -> impl Iterator<Item = CacheInfo> {
     (0..).map_while(|number| registry::nth(number, info))
 }
@@ -171,10 +171,10 @@ fn all() -> impl Iterator<Item = CacheInfo> {
 /// The heading of [`write_line`]'s columns.
 pub const HEADING: &str = "NAME                     FLAGS    SIZE    SLAB   SLABS    OBJECTS     ACTIVE   CACHED   MEMORY K  RECLAIM K  FRAG%         HITS     FILLS    DRAINS  FAILED";
 
-/// One line about a cache.
+/// Writes one line about a cache.
 ///
 /// # Errors
-/// When `to` refuses.
+/// When `to` returns an error.
 pub fn write_line(to: &mut dyn Write, cache: &CacheInfo) -> fmt::Result {
     let CacheInfo { name, flags, object_size, slab_size, slabs, objects, active, cached, .. } = cache;
     let CacheInfo { memory, reclaimable, hits, fills, drains, failures, .. } = cache;
@@ -188,10 +188,10 @@ pub fn write_line(to: &mut dyn Write, cache: &CacheInfo) -> fmt::Result {
     )
 }
 
-/// The table of every cache, written without allocating: for when memory is gone.
+/// Writes the table of every cache, without allocating: it works when memory is exhausted.
 ///
 /// # Errors
-/// When `to` refuses.
+/// When `to` returns an error.
 pub fn write_table(to: &mut dyn Write) -> fmt::Result {
     writeln!(to, "{HEADING}")?;
     let mut memory = 0;
@@ -226,28 +226,28 @@ pub fn dump(to: std::os::fd::BorrowedFd<'_>) {
         }
     }
 
-    // Whom could a failure be told, now?
+    // A failed write is dropped: it cannot be reported anywhere.
     let _ = write_table(&mut Lines(to));
 }
 
-/// What an address is.
+/// The description of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Whatis {
-    /// The cache whose slab it lies in.
+    /// The cache whose slab contains the address.
     pub cache: &'static str,
-    /// Where the object starts; none in a slab's header or unused part.
+    /// Start of the object; `None` in a slab's header or unused part.
     pub object: Option<usize>,
-    /// How far into the object, or else into the slab, the address is.
+    /// Offset of the address in the object, or else in the slab.
     pub offset: usize,
-    /// Whether the object is out of its slab: in use, or in a magazine.
+    /// True if the object is allocated or in a magazine.
     pub taken: bool,
 }
 
-/// What lies at an address; `None` for what is in no slab. Safe for any number.
+/// Describes an address; `None` if it lies in no slab. Any number is safe.
 pub fn whatis(address: usize) -> Option<Whatis> {
     let _stay = SLABS_STAY.write().unwrap_or_else(PoisonError::into_inner);
     let slab = PAGES.get(address)?;
-    // SAFETY: slabs in the map were initialised before, and stay while we hold that lock; caches outlive their slabs.
+    // SAFETY: slabs in the map are initialised, and stay while we hold SLABS_STAY; caches outlive their slabs.
     unsafe {
         let raw = (*slab.as_ptr()).cache.as_ref();
         let g = &raw.geometry;

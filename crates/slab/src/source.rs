@@ -1,4 +1,4 @@
-//! Where pages come from: [`PageSource`], the system as one, and wrappers that limit and that fail.
+//! Sources of pages: [`PageSource`], the system as one, and wrappers that limit or fail.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -8,14 +8,14 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::PAGE;
 
-/// Gives pages and takes them back (R44). Sources are asked under no lock of a cache, and may be asked by several
-/// threads at once.
+/// Hands out pages and takes them back (R44). Several threads may call it at once. No lock of a cache is held;
+/// `release` may run under the registry's lock, so it must not create caches.
 ///
 /// # Safety
-/// What `grow` returns is readable and writable memory of at least the layout's size and alignment that nobody else
-/// uses, zeroed or whatever its last user in this process left, until it is released.
+/// `grow` returns readable and writable memory of at least the layout's size and alignment, which nobody else uses
+/// until it is released. It is zeroed, or holds what its last user in this process left.
 pub unsafe trait PageSource: Send + Sync {
-    /// Memory for `layout`, whose size and alignment are multiples of [`PAGE`].
+    /// Returns memory for `layout`, whose size and alignment are multiples of [`PAGE`]; `None` if there is none.
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>>;
 
     /// Takes memory back.
@@ -24,18 +24,18 @@ pub unsafe trait PageSource: Send + Sync {
     /// `at` came from `grow` of this source with this layout, and is used no more.
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout);
 
-    /// Gives the memory of a range up but keeps its addresses; what is read there next is zeros. False where that
-    /// cannot be.
+    /// Gives up the memory of a range but keeps its addresses, which then read as zeros. Returns false if the source
+    /// cannot do that.
     ///
     /// # Safety
-    /// `at` and `bytes` are whole pages of what `grow` returned, and nobody needs what is in them.
+    /// `at` and `bytes` are whole pages of memory from `grow`, and nobody needs their contents.
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
         let _ = (at, bytes);
         false
     }
 
-    /// Gives back to where it came from what the source holds and nobody uses: somebody found no memory. Returns the
-    /// bytes that went.
+    /// Gives unused memory back to where the source got it, because an allocation found none. Returns the bytes given
+    /// back.
     fn trim(&self) -> usize {
         0
     }
@@ -64,7 +64,7 @@ unsafe impl PageSource for System {
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller gives up what `grow` mapped.
+        // SAFETY: the caller gives up memory that `grow` mapped.
         unsafe { unreserve(at, layout.size()) };
     }
 
@@ -82,7 +82,7 @@ fn map(bytes: usize, flags: MapFlags) -> Option<NonNull<u8>> {
     NonNull::new(at.ok()?.cast())
 }
 
-/// Zeroed address space that uses memory only where it is touched.
+/// Reserves zeroed address space; its pages use memory once touched.
 pub(crate) fn reserve(bytes: usize) -> Option<NonNull<u8>> {
     let at = map(bytes, MapFlags::NORESERVE)?;
     // SAFETY: the mapping just made; the advice changes no contents.
@@ -91,7 +91,7 @@ pub(crate) fn reserve(bytes: usize) -> Option<NonNull<u8>> {
 }
 
 /// # Safety
-/// A whole range of pages that was mapped by this module and is used no more.
+/// The range is whole pages, mapped by this module and used no more.
 pub(crate) unsafe fn unreserve(at: NonNull<u8>, bytes: usize) {
     if bytes > 0 {
         // SAFETY: by contract.
@@ -100,7 +100,7 @@ pub(crate) unsafe fn unreserve(at: NonNull<u8>, bytes: usize) {
     }
 }
 
-/// Another source, up to so many bytes at once.
+/// Another source, limited to so many bytes at once.
 #[derive(Debug)]
 pub struct Limited<S> {
     source: S,
@@ -109,23 +109,23 @@ pub struct Limited<S> {
 }
 
 impl<S> Limited<S> {
-    /// At most `limit` bytes of `source`.
+    /// Limits `source` to `limit` bytes.
     pub const fn new(source: S, limit: usize) -> Self {
         Limited { source, limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }
     }
 
-    /// Bytes grown and not released.
+    /// Bytes grown and not yet released.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit; what is in use above it stays.
+    /// Changes the limit. Memory in use above it stays.
     pub fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 }
 
-// SAFETY: hands through what the inner source promises.
+// SAFETY: the inner source keeps the contract.
 unsafe impl<S: PageSource> PageSource for Limited<S> {
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
         let limit = self.limit.load(Ordering::Relaxed);
@@ -139,18 +139,18 @@ unsafe impl<S: PageSource> PageSource for Limited<S> {
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { self.source.release(at, layout) };
         self.used.fetch_sub(layout.size(), Ordering::Relaxed);
     }
 
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { self.source.discard(at, bytes) }
     }
 }
 
-/// Another source that refuses on demand: fault injection.
+/// Fault injection: another source that refuses on demand.
 #[derive(Debug)]
 pub struct Faulty<S> {
     source: S,
@@ -160,7 +160,7 @@ pub struct Faulty<S> {
 }
 
 impl<S> Faulty<S> {
-    /// `source`, refusing nothing yet.
+    /// Wraps `source`, and refuses nothing yet.
     pub const fn new(source: S) -> Self {
         Faulty {
             source,
@@ -170,12 +170,12 @@ impl<S> Faulty<S> {
         }
     }
 
-    /// How often it was asked to grow.
+    /// Number of calls of `grow`.
     pub fn grows(&self) -> u64 {
         self.grows.load(Ordering::Relaxed)
     }
 
-    /// Refuses `count` requests to grow, the first of them after `after` more that succeed.
+    /// Lets `after` more calls of `grow` pass, and refuses the next `count`.
     pub fn refuse(&self, after: u64, count: u64) {
         let from = self.grows().saturating_add(after);
         self.refuse_from.store(from, Ordering::Relaxed);
@@ -183,7 +183,7 @@ impl<S> Faulty<S> {
     }
 }
 
-// SAFETY: hands through what the inner source promises.
+// SAFETY: the inner source keeps the contract.
 unsafe impl<S: PageSource> PageSource for Faulty<S> {
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
         let n = self.grows.fetch_add(1, Ordering::Relaxed);
@@ -192,29 +192,29 @@ unsafe impl<S: PageSource> PageSource for Faulty<S> {
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { self.source.release(at, layout) };
     }
 
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { self.source.discard(at, bytes) }
     }
 }
 
-// SAFETY: the same source, shared.
+// SAFETY: the inner source keeps the contract.
 unsafe impl<S: PageSource + ?Sized> PageSource for std::sync::Arc<S> {
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
         (**self).grow(layout)
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { (**self).release(at, layout) };
     }
 
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: by the caller's contract.
         unsafe { (**self).discard(at, bytes) }
     }
 

@@ -9,7 +9,7 @@ use shuttle::sync as imp;
 pub(crate) use imp::MutexGuard;
 pub(crate) use imp::atomic;
 
-/// A mutex that does not care whether another thread panicked: nothing here panics with its invariants broken.
+/// A mutex that ignores poisoning: no code here panics while its invariants are broken.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
 
@@ -23,7 +23,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A lock that is never the model checker's: around what outlives a checked run, and never held across another.
+/// A lock that the model checker never sees: its state outlives a checked run. No checked lock is taken under it.
 #[derive(Debug, Default)]
 pub(crate) struct Leaf<T>(std::sync::Mutex<T>);
 
@@ -37,7 +37,7 @@ impl<T> Leaf<T> {
     }
 }
 
-/// Lets others run while this thread waits for one of them.
+/// Lets other threads run while this thread waits for one of them.
 pub(crate) fn pause() {
     #[cfg(feature = "shuttle")]
     shuttle::thread::yield_now();

@@ -1,11 +1,11 @@
-//! Call traces, and the record that lies behind each object of a verified cache.
+//! Call traces, and the tag behind each object of a verified cache.
 
 use std::ffi::c_void;
 use std::fmt;
 
 const FRAMES: usize = 16;
 
-/// Where something was called from, and on which thread.
+/// A call trace: return addresses, and the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Trace {
     thread: u32,
@@ -16,7 +16,7 @@ pub(crate) struct Trace {
 impl Trace {
     pub(crate) const NONE: Trace = Trace { thread: 0, len: 0, frames: [0; FRAMES] };
 
-    /// The callers of who calls this.
+    /// The trace of the current call.
     #[inline(never)]
     pub(crate) fn capture() -> Trace {
         let mut trace = Trace::NONE;
@@ -34,7 +34,7 @@ impl Trace {
         self.len == 0
     }
 
-    /// Addresses only, for who may not allocate.
+    /// Writes addresses only, without allocating.
     pub(crate) fn write_raw(&self, to: &mut dyn fmt::Write) -> fmt::Result {
         write!(to, "thread {}:", self.thread)?;
         self.frames[..self.len as usize].iter().try_for_each(|frame| write!(to, " {frame:#x}"))?;
@@ -48,13 +48,13 @@ impl fmt::Display for Trace {
         for frame in &self.frames[..self.len as usize] {
             let mut result = Ok(());
             let mut named = false;
-            // A return address is behind its call. Functions inlined there are named too, the innermost first.
+            // A return address lies behind its call. Functions inlined at the call are named too, innermost first.
             let call = std::ptr::without_provenance_mut::<c_void>(frame.saturating_sub(1));
             backtrace::resolve(call, |symbol| {
                 let Some(name) = symbol.name() else { return };
                 named = true;
                 let name = format!("{name:#}");
-                // Our own frames and the tracer's say nothing about the fault.
+                // Frames of this crate and of the tracer say nothing about the fault.
                 let ours =
                     ["backtrace::", "<overspill_slab::", "overspill_slab::trace", "overspill_slab::raw"];
                 if result.is_ok() && !ours.iter().any(|module| name.starts_with(module)) {
@@ -70,10 +70,10 @@ impl fmt::Display for Trace {
     }
 }
 
-/// Behind each object of a verified cache, after its red zone.
+/// The record behind each object of a verified cache, after its red zone.
 #[derive(Debug)]
 pub(crate) struct Tag {
-    /// One of the states below, mixed with the tag's address so that a copy of one is seen.
+    /// A state below, mixed with the tag's address so that a copied tag is detected.
     pub(crate) state: u64,
     pub(crate) allocated: Trace,
     pub(crate) freed: Trace,
@@ -82,16 +82,16 @@ pub(crate) struct Tag {
 pub(crate) const ALLOCATED: u64 = 0xa110_ca7e_d0b1_ec75;
 pub(crate) const FREE: u64 = 0xf4ee_b0f4_0b1e_c75f;
 
-/// Bytes of red zone behind an object at least.
+/// Least bytes of red zone behind an object.
 const RED: usize = 8;
 
 impl Tag {
-    /// From the start of an object of this size to its tag.
+    /// Offset of the tag from the start of an object of this size.
     pub(crate) const fn behind(size: usize) -> usize {
         (size + RED).next_multiple_of(align_of::<Tag>())
     }
 
-    /// Bytes a buffer needs behind an object of this size.
+    /// Bytes that a buffer needs behind an object of this size.
     pub(crate) const fn room(size: usize) -> usize {
         Tag::behind(size) - size + size_of::<Tag>()
     }

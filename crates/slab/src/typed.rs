@@ -1,4 +1,4 @@
-//! Typed caches, and handles that give their object back when they go.
+//! Typed caches, and handles that free their object on drop.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -11,7 +11,7 @@ use crate::{ObjectCache, Options, OutOfMemory};
 
 /// A cache of `T`s.
 ///
-/// Objects come back as their last user left them, so `T` must be one type, lifetimes included:
+/// An object is reused as its last user left it, so `T` must be one type, lifetimes included:
 ///
 /// ```compile_fail
 /// static NAMES: overspill_slab::Cache<&'static str> = overspill_slab::Cache::constructed("name", || "");
@@ -22,7 +22,7 @@ use crate::{ObjectCache, Options, OutOfMemory};
 /// ```
 pub struct Cache<T> {
     objects: ObjectCache,
-    /// Takes and gives `T`s: a cache of `&'static str`s is no cache of shorter-lived ones.
+    /// Invariant in `T`: a cache of `&'static str`s is no cache of shorter-lived ones.
     marker: std::marker::PhantomData<fn(T) -> T>,
 }
 
@@ -33,13 +33,13 @@ impl<T> fmt::Debug for Cache<T> {
 }
 
 impl<T> Cache<T> {
-    /// A cache that is made when it is first used.
+    /// A cache that is created on first use.
     pub const fn new(name: &'static str) -> Self {
         Self::with(Options::new(name, size_of::<T>()))
     }
 
-    /// The same with more said; size and alignment are `T`'s whatever the options say, and a constructor is for
-    /// [`Cache::constructed`] to give.
+    /// The same with options. Size and alignment are always `T`'s, and a constructor in the options is ignored in
+    /// favour of [`Cache::constructed`].
     pub const fn with(options: Options) -> Self {
         Self::made(options.unconstructed())
     }
@@ -50,8 +50,8 @@ impl<T> Cache<T> {
     }
 
     /// A cache of constructed objects: `make` is called when an object enters a slab, never when it is allocated
-    /// ([`Cache::get`]). It must not allocate or block; a `T` that needs dropping does not compile, for nobody would.
-    /// An object is made on one thread and got by another: `T` is `Send`.
+    /// ([`Cache::get`]). It must not allocate or block. `T` must not need Drop: constructed objects are never dropped.
+    /// `T` is `Send`, because one thread may construct an object and another get it.
     pub const fn constructed(name: &'static str, make: fn() -> T) -> Self
     where
         T: Send,
@@ -68,12 +68,12 @@ impl<T> Cache<T> {
         Self::made(Options::new(name, size_of::<T>()).constructed_by(constructor))
     }
 
-    /// The untyped cache under it.
+    /// The untyped cache below this one.
     pub fn objects(&self) -> &ObjectCache {
         &self.objects
     }
 
-    /// Puts a value into an object of the cache.
+    /// Moves a value into an object of the cache.
     ///
     /// # Errors
     /// When there is no memory; the value is dropped.
@@ -85,7 +85,7 @@ impl<T> Cache<T> {
         Ok(Slot { object, cache: self })
     }
 
-    /// An object as its constructor, or its last user, left it.
+    /// Allocates an object, as its constructor or its last user left it.
     ///
     /// # Errors
     /// When there is no memory.
@@ -99,7 +99,7 @@ impl<T> Cache<T> {
         Ok(Slot { object: raw.alloc()?.cast(), cache: self })
     }
 
-    /// Sets `n` objects aside.
+    /// Sets `n` objects aside; the reserve hands them out without failing.
     ///
     /// # Errors
     /// When there is no memory.
@@ -107,7 +107,7 @@ impl<T> Cache<T> {
         self.objects.reserve(n)
     }
 
-    /// What it holds and did.
+    /// State and counters of the cache; `None` if it cannot be created.
     pub fn info(&self) -> Option<CacheInfo> {
         self.objects.info()
     }
@@ -152,29 +152,29 @@ impl<T> Drop for Slot<'_, T> {
     #[inline]
     fn drop(&mut self) {
         let _memory = Memory(&self.cache.objects, self.object.cast());
-        // SAFETY: owned; nobody uses it after this. A constructed T needs no drop and stays.
+        // SAFETY: owned, and used no more. A constructed T needs no drop and keeps its state.
         unsafe { self.object.drop_in_place() };
     }
 }
 
-/// Goes back to its cache when it is dropped, also when a value's own drop panics.
+/// Frees an object when it is dropped, even if the value's own drop panics.
 struct Memory<'c>(&'c ObjectCache, NonNull<u8>);
 
 impl Drop for Memory<'_> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: made of an object of this cache by who owned it, and gives it up.
+        // SAFETY: made from an object of this cache by its owner, who gives it up.
         unsafe { self.0.free(self.1) };
     }
 }
 
-/// A type whose objects live in one cache of the process: then a handle is a pointer and no more.
+/// A type whose owned objects live in one cache of the process, so that a handle is only a pointer.
 pub trait Kept: Sized + 'static {
-    /// The cache. A constant, so that an object goes back to where it came from.
+    /// The cache. A constant, so that an object returns to the cache it came from.
     const CACHE: &'static Cache<Self>;
 }
 
-/// An owned object of a [`Kept`] type: a `Box` whose memory is in a cache.
+/// An owned object of a [`Kept`] type: a `Box` whose memory is in the type's cache.
 pub struct Own<T: Kept>(NonNull<T>);
 
 // SAFETY: owns its T; caches are Sync.
@@ -183,7 +183,7 @@ unsafe impl<T: Kept + Send> Send for Own<T> {}
 unsafe impl<T: Kept + Sync> Sync for Own<T> {}
 
 impl<T: Kept> Own<T> {
-    /// Puts a value into the type's cache.
+    /// Moves a value into an object of the type's cache.
     ///
     /// # Errors
     /// When there is no memory; the value is dropped.

@@ -1,10 +1,10 @@
-//! Verify: every object between red zones, poisoned while free, with a record of who had it (R48).
+//! Verify: every object lies between red zones, is poisoned while free, and has a record of its users (R48).
 //!
 //! ```text
 //!   buffer:  red zone │ object │ red zone │ tag: state, allocated by, freed by
 //! ```
-//! Red zones are written once and looked at when an object is freed; the object is poison while it is free, and looked at
-//! when it is allocated and when its slab goes. There are no magazines: what is freed is seen at once.
+//! Red zones are written once and checked when an object is freed. A free object is poison, which is checked when it is
+//! allocated and when its slab is destroyed. There are no magazines, so a freed object returns to its slab at once.
 
 use std::ptr::NonNull;
 
@@ -14,17 +14,17 @@ use crate::report::{self, Fault, Report};
 use crate::slab::{Slab, locate};
 use crate::trace::{ALLOCATED, FREE, Tag, Trace};
 
-/// Bytes of a free object, and of one that nobody has initialised, and of red zones.
+/// Fill bytes of free objects, of allocated objects before initialisation, and of red zones.
 const POISON: u8 = 0xde;
 const UNINIT: u8 = 0xba;
 const RED: u8 = 0xfb;
 
-/// Objects that one place in a program left: see [`crate::ObjectCache::leaks`].
+/// Objects allocated by one call and not freed: see [`crate::ObjectCache::leaks`].
 #[derive(Debug, Clone)]
 pub struct Leak {
-    /// How many.
+    /// Number of objects.
     pub objects: usize,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub bytes: usize,
     trace: Trace,
 }
@@ -37,7 +37,7 @@ impl std::fmt::Display for Leak {
 
 impl Raw {
     /// # Safety
-    /// `object` is one of this verified cache's.
+    /// `object` is of this verified cache.
     unsafe fn tag(&self, object: NonNull<u8>) -> NonNull<Tag> {
         // SAFETY: by contract there is room behind the object, and the geometry aligns it.
         unsafe { object.add(Tag::behind(self.geometry.size)).cast() }
@@ -52,7 +52,7 @@ impl Raw {
     /// Marks a buffer of a new slab as free.
     ///
     /// # Safety
-    /// It is one of this cache's, and nobody else uses it.
+    /// `buffer` is of this cache, and nobody else uses it.
     pub(crate) unsafe fn mark_fresh(&self, buffer: NonNull<u8>) {
         // SAFETY: by contract; all of it lies in the buffer.
         unsafe {
@@ -69,7 +69,7 @@ impl Raw {
 
     pub(crate) fn alloc_verified(&self) -> Result<NonNull<u8>, OutOfMemory> {
         let object = self.alloc_from_slabs()?;
-        // SAFETY: ours alone now.
+        // SAFETY: the object is ours alone now.
         unsafe {
             let tag = self.tag(object);
             if state(tag) != FREE {
@@ -81,7 +81,7 @@ impl Raw {
             object.write_bytes(UNINIT, self.geometry.size);
             self.construct(object);
             let trace = Trace::capture();
-            // Who lists what is allocated reads it under the lock.
+            // `leaks` reads the trace under the lock.
             let _slabs = self.slabs.lock();
             (*tag.as_ptr()).allocated = trace;
             set_state(tag, ALLOCATED);
@@ -93,7 +93,7 @@ impl Raw {
         if let Err(fault) = self.look(object) {
             self.fault(fault, object);
         }
-        // SAFETY: an allocated object of ours, which the caller gives up.
+        // SAFETY: an allocated object of this cache, which the caller gives up.
         unsafe {
             let (tag, trace) = (self.tag(object), Trace::capture());
             {
@@ -106,11 +106,11 @@ impl Raw {
         self.put_into_slabs(&[object.as_ptr()]);
     }
 
-    /// Whether `object` is an allocated object of ours, unharmed.
+    /// Checks that `object` is an allocated object of this cache with intact red zones.
     fn look(&self, object: NonNull<u8>) -> Result<(), Fault> {
         let slabs = self.slabs.lock();
         let slab = locate(self.this(), object)?;
-        // SAFETY: alive while the lock is held.
+        // SAFETY: the lock, and then the caller's allocated object, keeps the slab alive.
         unsafe {
             let index = Slab::index(slab, &self.geometry, object)?;
             if Slab::is_free(slab, index) {
@@ -127,7 +127,7 @@ impl Raw {
         }
     }
 
-    /// What can be said about an object.
+    /// A report about an object.
     pub(crate) fn describe(&self, fault: Fault, object: NonNull<u8>) -> Report {
         let mut report = Report {
             fault,
@@ -146,7 +146,7 @@ impl Raw {
                 unsafe {
                     if Slab::index(slab, &self.geometry, object).is_ok() {
                         let tag = self.tag(object);
-                        // What an overrun left of the record is no trace.
+                        // A tag without a valid state was overwritten, and its traces with it.
                         if [ALLOCATED, FREE].contains(&state(tag)) {
                             report.allocated = Some((*tag.as_ptr()).allocated);
                             report.freed = Some((*tag.as_ptr()).freed);
@@ -160,10 +160,10 @@ impl Raw {
         report
     }
 
-    /// A free object of a slab that was written.
+    /// A free object of a slab that was written after its free.
     ///
     /// # Safety
-    /// `slab` is alive, and its free buffers stay free meanwhile.
+    /// `slab` is alive, and its free buffers stay free during the call.
     unsafe fn written_after_free(&self, slab: NonNull<Slab>) -> Option<NonNull<u8>> {
         // SAFETY: by contract.
         (0..self.geometry.objects).find_map(|index| unsafe {
@@ -173,7 +173,7 @@ impl Raw {
         })
     }
 
-    /// Reports free buffers of a slab that were written.
+    /// Reports a free buffer of a slab that was written, if there is one.
     ///
     /// # Safety
     /// As [`Raw::written_after_free`].
@@ -197,14 +197,14 @@ impl Raw {
         }
     }
 
-    /// Looks at every free object now; ends the process if one was written.
+    /// Checks every free object now; aborts the process if one was written.
     pub(crate) fn check(&self) {
         if !self.config.verify {
             return;
         }
         let mut written = None;
         self.each_slab(|slab| {
-            // SAFETY: the lock is held: what is free stays free, and was poisoned before it was freed.
+            // SAFETY: the lock is held, so free buffers stay free. Each was poisoned before its bit was set.
             written = written.or_else(|| unsafe { self.written_after_free(slab) });
         });
         if let Some(object) = written {
@@ -212,7 +212,7 @@ impl Raw {
         }
     }
 
-    /// Allocated objects by who allocated them, most bytes first. Empty without verify, which has no traces.
+    /// Allocated objects by the call that allocated them, most bytes first. Empty without verify: no traces exist.
     pub(crate) fn leaks(&self) -> Vec<Leak> {
         let mut leaks: Vec<Leak> = Vec::new();
         if !self.config.verify {
@@ -220,7 +220,7 @@ impl Raw {
         }
         self.each_slab(|slab| {
             for index in 0..self.geometry.objects {
-                // SAFETY: the lock is held, under which slabs stay and traces are written.
+                // SAFETY: the lock is held, so slabs stay and no trace is being written.
                 unsafe {
                     if Slab::is_free(slab, index) {
                         continue;
@@ -241,7 +241,7 @@ impl Raw {
         leaks
     }
 
-    /// Says which objects are left; for who ends the cache.
+    /// Reports objects still allocated when their cache is dropped.
     pub(crate) fn report_leaks(&self) {
         for leak in self.leaks() {
             report::tell(&Report {
@@ -260,14 +260,14 @@ impl Raw {
 }
 
 /// # Safety
-/// `tag` is one.
+/// `tag` is the tag of an object.
 unsafe fn state(tag: NonNull<Tag>) -> u64 {
     // SAFETY: by contract.
     unsafe { (*tag.as_ptr()).state ^ tag.addr().get() as u64 }
 }
 
 /// # Safety
-/// `tag` is one, of a buffer the caller has.
+/// `tag` is the tag of a buffer that the caller owns.
 unsafe fn set_state(tag: NonNull<Tag>, state: u64) {
     // SAFETY: by contract.
     unsafe { (*tag.as_ptr()).state = state ^ tag.addr().get() as u64 };

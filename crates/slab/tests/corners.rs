@@ -1,4 +1,4 @@
-//! What a second look at the allocator found: each of these failed once.
+//! Regression tests: a second review of the allocator found these faults.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ fn info(name: &str) -> Option<slabinfo::CacheInfo> {
     slabinfo::snapshot().into_iter().find(|cache| cache.name == name)
 }
 
-/// `whatis` is safe for any number: also for one that lies in a slab that is just being made.
+/// `whatis` is safe for any number, including an address in a slab that is just being made.
 #[test]
 fn a_slab_can_be_asked_about_while_it_is_made() {
     static AT: AtomicUsize = AtomicUsize::new(0);
@@ -36,7 +36,7 @@ fn a_slab_can_be_asked_about_while_it_is_made() {
     asker.join().unwrap();
 }
 
-/// Who writes the table down may make caches.
+/// The code that receives the table may itself create caches.
 #[test]
 fn the_table_can_be_written_by_who_allocates() {
     static FIRST: Cache<u64> = Cache::new("there already");
@@ -55,7 +55,7 @@ fn the_table_can_be_written_by_who_allocates() {
     assert!(to.0 > 0);
 }
 
-/// Memory that one cache gave back to a limited arena is there for another one.
+/// Another cache can use the memory that one cache returned to a limited arena.
 #[test]
 fn an_arena_at_its_limit_gives_empty_spans_back() {
     let arena = Arc::new(Arena::new(Limited::new(System, 4 * 64 * PAGE)));
@@ -73,7 +73,7 @@ fn an_arena_at_its_limit_gives_empty_spans_back() {
     unsafe { big.free(object) };
 }
 
-/// Taking what was set aside touches no other cache (iron rule 1).
+/// Taking from a reserve touches no other cache (iron rule 1).
 #[test]
 fn a_reserve_gives_out_without_freeing_links() {
     static THINGS: Cache<[u64; 3]> = Cache::new("set aside");
@@ -90,7 +90,7 @@ fn a_reserve_gives_out_without_freeing_links() {
     }
 }
 
-/// A value whose drop panics gives its memory back all the same.
+/// A value whose drop panics still returns its memory.
 #[test]
 fn a_panicking_drop_leaks_nothing() {
     struct Angry(#[expect(dead_code, reason = "it has a size")] u64);
@@ -107,17 +107,17 @@ fn a_panicking_drop_leaks_nothing() {
     assert_eq!(ANGRY.info().unwrap().active, 0);
 }
 
-/// A constructor that comes with options is not believed to make `T`s.
+/// A constructor in the options is not trusted to make `T`s.
 #[test]
 #[should_panic(expected = "without a constructor")]
 fn options_do_not_say_how_to_make_a_type() {
-    // SAFETY: it initialises what it is given.
+    // SAFETY: it initialises the 24 bytes of the object.
     let options = unsafe { Options::new("texts", 24).constructor(|object| object.write_bytes(0, 24)) };
     let cache: Cache<String> = Cache::with(options);
     let _ = cache.get();
 }
 
-/// Counters only grow.
+/// Counters never decrease.
 #[test]
 fn hits_never_go_back() {
     let cache = ObjectCache::new(Options::new("hits", 100)).unwrap();

@@ -1,4 +1,4 @@
-//! Handles: values go once, with their last handle; memory goes with the last of all.
+//! Handles: the last strong handle drops the value, once; the last handle of any kind frees the memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ kept!(counted Thing, "shared thing");
 
 #[test]
 fn a_value_goes_with_its_last_handle_and_its_memory_with_the_last_of_all() {
-    /// A cache that no other test of this file uses meanwhile.
+    /// Its cache is used by no other test of this file.
     struct Lone(u64, Arc<AtomicUsize>);
     impl Drop for Lone {
         fn drop(&mut self) {

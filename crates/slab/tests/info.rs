@@ -1,4 +1,4 @@
-//! slabinfo: what it says is what is (R49).
+//! slabinfo: its figures are true (R49).
 
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
@@ -28,7 +28,7 @@ fn a_cache_is_shown_with_what_it_holds() {
 fn the_sum_is_the_arenas() {
     let held = ObjectCache::new(Options::new("summed", 5000)).unwrap();
     let objects: Vec<_> = (0..10).map(|_| held.alloc().unwrap()).collect();
-    // Other tests of this process take and give meanwhile: a moment at which both agree must come.
+    // Other tests of this process allocate and free meanwhile, but at some moment both figures must agree.
     let agreed = (0..1000).any(|_| {
         let sum: usize = slabinfo::snapshot().iter().map(|cache| cache.memory).sum();
         sum == overspill_slab::global().info().used
@@ -60,23 +60,23 @@ fn whatis_knows_every_address() {
     assert_eq!(slabinfo::whatis(at), None, "its slab is gone");
 }
 
-/// Counts what this thread allocates.
+/// Counts the allocations of this thread.
 struct Counting;
 
 thread_local! {
     static ALLOCATED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-// SAFETY: the system's allocator, counted.
+// SAFETY: the system's allocator, with a counter.
 unsafe impl std::alloc::GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
         ALLOCATED.set(ALLOCATED.get() + 1);
-        // SAFETY: handed through.
+        // SAFETY: by the caller's contract.
         unsafe { std::alloc::System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: std::alloc::Layout) {
-        // SAFETY: handed through.
+        // SAFETY: by the caller's contract.
         unsafe { std::alloc::System.dealloc(at, layout) };
     }
 }

@@ -1,5 +1,5 @@
 //! Random operations against a plain model: no two objects overlap, constructed state and contents are kept, counts are
-//! right, and everything goes back (R42, R46, R47).
+//! right, and all memory is returned (R42, R46, R47).
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -31,15 +31,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..400)
 }
 
-/// What an object's first bytes are while it is free.
+/// The first byte of a free object.
 const MADE: u8 = 0x5c;
 
 unsafe fn make(object: NonNull<u8>) {
-    // SAFETY: objects of these tests have a byte at least.
+    // SAFETY: objects of these tests have at least one byte.
     unsafe { object.write(MADE) };
 }
 
-/// Allocated objects, each with the byte it is filled with.
+/// Allocated objects, each with the byte that fills it.
 struct Model {
     live: BTreeMap<usize, (NonNull<u8>, u8)>,
     size: usize,
@@ -53,7 +53,7 @@ impl Model {
         assert!(before.is_none_or(|(start, _)| start + self.size <= at), "overlaps the one before");
         let after = self.live.range(at..).next();
         assert!(after.is_none_or(|(start, _)| at + self.size <= *start), "overlaps the one after");
-        // SAFETY: allocated, with this size.
+        // SAFETY: allocated with this size.
         unsafe {
             assert_eq!(object.read(), MADE, "not as it was made");
             object.write_bytes(byte, self.size);
@@ -61,10 +61,10 @@ impl Model {
         self.live.insert(at, (object, byte));
     }
 
-    /// Takes one out, its contents checked, in its constructed state again.
+    /// Takes an object out, checks its contents and puts it back into its constructed state.
     fn remove(&mut self, at: usize) -> NonNull<u8> {
         let (object, byte) = self.live.remove(&at).unwrap();
-        // SAFETY: allocated, with this size.
+        // SAFETY: allocated with this size.
         unsafe {
             let bytes = std::slice::from_raw_parts(object.as_ptr(), self.size);
             assert!(bytes.iter().all(|b| *b == byte), "contents");
@@ -77,7 +77,7 @@ impl Model {
 fn run(size: usize, align: usize, options: Options, ops: &[Op]) {
     let source = Arc::new(Faulty::new(System));
     let arena = Arc::new(Arena::new(source.clone()));
-    // SAFETY: `make` writes one byte, and there is one.
+    // SAFETY: `make` writes one byte, and objects have at least one.
     let options = unsafe { options.align(align).source(arena.clone()).constructor(make) };
     let cache = ObjectCache::new(options).unwrap();
     let mut model = Model { live: BTreeMap::new(), size };
@@ -93,13 +93,13 @@ fn run(size: usize, align: usize, options: Options, ops: &[Op]) {
             },
             Op::Free(which) if !model.live.is_empty() => {
                 let at = *which.get(&model.live.keys().copied().collect::<Vec<_>>());
-                // SAFETY: allocated here, and forgotten.
+                // SAFETY: allocated here, and no longer in the model.
                 unsafe { cache.free(model.remove(at)) };
             }
             Op::Free(_) => {}
             Op::FreeMany(keep) => {
                 for at in model.live.keys().copied().skip(usize::from(keep)).collect::<Vec<_>>() {
-                    // SAFETY: allocated here, and forgotten.
+                    // SAFETY: allocated here, and no longer in the model.
                     unsafe { cache.free(model.remove(at)) };
                 }
             }
@@ -124,7 +124,7 @@ fn run(size: usize, align: usize, options: Options, ops: &[Op]) {
         assert!(info.cached <= info.objects);
     }
     for at in model.live.keys().copied().collect::<Vec<_>>() {
-        // SAFETY: allocated here, and forgotten.
+        // SAFETY: allocated here, and no longer in the model.
         unsafe { cache.free(model.remove(at)) };
     }
     cache.reap(true);
@@ -166,7 +166,7 @@ fn every_failure_of_the_source_is_an_error_that_harms_nothing() {
     for refused in 0..30 {
         let source = Arc::new(Faulty::new(System));
         source.refuse(refused, 3);
-        // Straight from the source: every slab asks it.
+        // No arena between: every new slab asks the source.
         let cache = ObjectCache::new(Options::new("refused", 1000).source(source.clone())).unwrap();
         let mut objects = Vec::new();
         let mut failed = 0;

@@ -1,5 +1,5 @@
-//! "Did you try fault injection to make sure the checking code actually works" (R48): every check, against a fault that
-//! is planted in a process of its own, whose report is read.
+//! "Did you try fault injection to make sure the checking code actually works" (R48): for every check, a process of its
+//! own plants a fault, and the test reads its report.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use overspill_slab::{ObjectCache, Options};
 
-/// In the child, plants the fault; else runs the child and checks that it died of `signal` with all of `says` said.
+/// In the child, plants the fault. Else runs the child, which must die of `signal` and print all of `says`.
 fn planted(test: &str, signal: Option<i32>, says: &[&str], plant: fn()) {
     if std::env::var("PLANT").is_ok_and(|name| name == test) {
         plant();
@@ -36,22 +36,22 @@ fn the_one_who_allocates(cache: &ObjectCache) -> NonNull<u8> {
 
 #[inline(never)]
 fn the_one_who_frees(cache: &ObjectCache, object: NonNull<u8>) {
-    // SAFETY: as safe as the test wants it.
+    // SAFETY: sound, or the fault that the test plants.
     unsafe { cache.free(object) };
-    // Not its last act: a tail call would leave no trace of this function.
+    // Not the last call: a tail call would leave no trace of this function.
     std::hint::black_box(());
 }
 
 const ABORT: Option<i32> = Some(libc::SIGABRT);
 const SEGV: Option<i32> = Some(libc::SIGSEGV);
 
-/// The process ends also when nobody can be told.
+/// The process ends even if nobody reads its report.
 #[test]
 fn double_free_with_nobody_to_hear() {
     planted("double_free_with_nobody_to_hear", ABORT, &[], || {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        // SAFETY: both are open; the child's own stderr goes nowhere from now on.
+        // SAFETY: both are open; the child's own stderr is lost from now on.
         assert_eq!(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&writer), 2) }, 2);
         let cache = verified("unheard", 40);
         let object = cache.alloc().unwrap();
@@ -64,7 +64,7 @@ fn double_free_with_nobody_to_hear() {
     });
 }
 
-/// Who handles reports of `check` may look at the caches.
+/// A handler of reports from `check` may inspect the caches.
 #[test]
 fn a_handler_that_takes_a_snapshot() {
     planted("a_handler_that_takes_a_snapshot", ABORT, &["11 caches or more"], || {
@@ -75,7 +75,7 @@ fn a_handler_that_takes_a_snapshot() {
         let cache = verified("handled", 40);
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: the fault to be found: the memory is there, and nobody's.
+        // SAFETY: the planted fault: the memory is mapped, and nobody owns it.
         unsafe { object.write_bytes(1, 8) };
         cache.check();
     });
@@ -167,7 +167,7 @@ fn overrun_into_the_red_zone() {
         || {
             let cache = verified("over", 40);
             let object = the_one_who_allocates(&cache);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.add(40).write(0) };
             the_one_who_frees(&cache, object);
         },
@@ -183,7 +183,7 @@ fn underrun_into_the_red_zone() {
         || {
             let cache = verified("under", 40);
             let object = the_one_who_allocates(&cache);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.sub(1).write(0) };
             the_one_who_frees(&cache, object);
         },
@@ -195,7 +195,7 @@ fn overrun_into_the_tag() {
     planted("overrun_into_the_tag", ABORT, &["record behind an object", "cache 'far over'"], || {
         let cache = verified("far over", 40);
         let object = cache.alloc().unwrap();
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(40).write_bytes(0, 24) };
         the_one_who_frees(&cache, object);
     });
@@ -208,7 +208,7 @@ fn write_after_free_is_seen_by_the_next_allocation() {
         let cache = verified("late", 40);
         let object = the_one_who_allocates(&cache);
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(8).write(1) };
         cache.alloc().unwrap();
     });
@@ -220,7 +220,7 @@ fn write_after_free_is_seen_by_a_check() {
         let cache = verified("checked", 40);
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.add(39).write(1) };
         cache.check();
     });
@@ -236,7 +236,7 @@ fn write_after_free_is_seen_when_the_slab_goes() {
             let cache = verified("gone", 40);
             let object = cache.alloc().unwrap();
             the_one_who_frees(&cache, object);
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.write(1) };
             cache.reap(true);
         },
@@ -272,7 +272,7 @@ fn overrun_onto_a_guard_page() {
         &["guard page touched, overrun", "cache 'g over'", "allocated by"],
         || {
             let object = guarded("g over").alloc().unwrap();
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { object.add(40).write_volatile(1) };
         },
     );
@@ -285,7 +285,7 @@ fn use_after_free_of_a_guarded_object() {
         let cache = guarded("g late");
         let object = cache.alloc().unwrap();
         the_one_who_frees(&cache, object);
-        // SAFETY: it is not; that is the test.
+        // SAFETY: unsound on purpose: this is the planted fault.
         unsafe { object.read_volatile() };
     });
 }
@@ -301,7 +301,7 @@ fn double_free_of_a_guarded_object() {
     });
 }
 
-/// One fault that is none of ours to find: under AddressSanitizer (`cargo xtask asan`) it must, or it is not there.
+/// A fault that only AddressSanitizer (`cargo xtask asan`) finds: if it does not, the sanitizer is not active.
 #[test]
 fn a_heap_overrun_is_seen_by_the_sanitizer() {
     if std::env::var_os("OVERSPILL_ASAN").is_none() {
@@ -313,7 +313,7 @@ fn a_heap_overrun_is_seen_by_the_sanitizer() {
         &["AddressSanitizer: heap-buffer-overflow"],
         || {
             let mut bytes = vec![0u8; 40];
-            // SAFETY: it is not; that is the test.
+            // SAFETY: unsound on purpose: this is the planted fault.
             unsafe { std::hint::black_box(bytes.as_mut_ptr()).add(40).write_volatile(1) };
         },
     );

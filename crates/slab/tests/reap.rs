@@ -1,4 +1,4 @@
-//! Reap, in a process of its own: whoever finds no memory reaps the caches of the whole process.
+//! Reap, in a process of its own: an allocation without memory reaps every cache of the process.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -7,11 +7,11 @@ use std::sync::Arc;
 use overspill_slab::source::System;
 use overspill_slab::{ObjectCache, Options, PAGE, PageSource};
 
-/// A source that counts what it has out, in pages.
+/// A source that counts the pages it has handed out.
 #[derive(Default)]
 struct Counting(std::sync::atomic::AtomicUsize);
 
-// SAFETY: System's promises.
+// SAFETY: System keeps the contract.
 unsafe impl PageSource for Counting {
     fn grow(&self, layout: Layout) -> Option<NonNull<u8>> {
         self.0.fetch_add(layout.size() / PAGE, std::sync::atomic::Ordering::SeqCst);
@@ -20,7 +20,7 @@ unsafe impl PageSource for Counting {
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
         self.0.fetch_sub(layout.size() / PAGE, std::sync::atomic::Ordering::SeqCst);
-        // SAFETY: handed through.
+        // SAFETY: by the caller's contract.
         unsafe { System.release(at, layout) };
     }
 }
@@ -30,7 +30,7 @@ fn a_reap_flushes_only_what_pins_empty_slabs_and_not_too_often() {
     let source = Arc::new(Counting::default());
     let cache = ObjectCache::new(Options::new("reaped", 1024).source(source.clone())).unwrap();
     let objects: Vec<_> = (0..400).map(|_| cache.alloc().unwrap()).collect();
-    // One object of each fourth slab stays: those slabs keep what of them is in magazines.
+    // One object of each fourth slab stays allocated: objects of those slabs stay in magazines.
     let kept: Vec<_> = objects.iter().step_by(16).copied().collect();
     for object in objects.iter().filter(|o| !kept.contains(o)) {
         // SAFETY: allocated above, freed once.

@@ -1,7 +1,7 @@
-//! Magazines, depot and reap under every order of events that some thousands of schedules can think of.
+//! Magazines, depot and reap under some thousands of schedules of their threads.
 //!
-//! `cargo test -p overspill-slab --features shuttle --test shuttle`. Shuttle knows sequential consistency only: the
-//! barriers between an owner and a reaper are not what is tested here, but what is done in between is.
+//! `cargo test -p overspill-slab --features shuttle --test shuttle`. Shuttle knows only sequential consistency: it does
+//! not test the barriers between owner and reaper, but the work that they do between them.
 #![cfg(feature = "shuttle")]
 
 use std::ptr::NonNull;
@@ -18,24 +18,24 @@ fn explore(schedules: usize, scenario: fn()) {
     Runner::new(PctScheduler::new(3, schedules), config).run(scenario);
 }
 
-/// Large, so that magazines are small: six.
+/// Large objects, so that magazines are small: 5 objects.
 const SIZE: usize = 5000;
 
 struct Object(NonNull<u8>, usize);
 
-// SAFETY: an object is whoever's has its address.
+// SAFETY: the thread that has an object's address owns the object.
 unsafe impl Send for Object {}
 
 fn take(cache: &ObjectCache, number: usize) -> Object {
     let object = cache.alloc().unwrap();
-    // SAFETY: ours.
+    // SAFETY: the object is ours.
     unsafe { object.cast::<usize>().write(number) };
     thread::yield_now();
     Object(object, number)
 }
 
 fn give(cache: &ObjectCache, Object(object, number): Object) {
-    // SAFETY: ours until it is freed.
+    // SAFETY: the object is ours until it is freed.
     unsafe {
         assert_eq!(object.cast::<usize>().read(), number, "somebody else has this object");
         cache.free(object);

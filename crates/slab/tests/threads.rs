@@ -17,7 +17,7 @@ fn in_mode(mode: &str, test: &str) {
     assert!(status.success(), "{test} in mode {mode}: {status}");
 }
 
-/// An object that knows its own address and a number, so that two users of one object are seen.
+/// Writes an object's own address and a number into it, so that two users of one object are detected.
 fn mark(object: NonNull<u8>, number: usize) {
     // SAFETY: objects here have 64 bytes.
     unsafe { object.cast::<[usize; 2]>().write([object.addr().get(), number]) };
@@ -31,7 +31,7 @@ fn check(object: NonNull<u8>, number: usize) {
 
 struct Sent(NonNull<u8>, usize);
 
-// SAFETY: an object is whoever's has its address.
+// SAFETY: the thread that has an object's address owns the object.
 unsafe impl Send for Sent {}
 
 fn storm(name: &'static str) {
@@ -48,7 +48,7 @@ fn storm(name: &'static str) {
             reaps
         });
         for round in 0..6 {
-            // Each thread sends half its objects to the next; all of them exit with magazines loaded.
+            // Each thread sends half its objects to the next thread. All of them exit with magazines loaded.
             let (to, from): (Vec<_>, Vec<_>) = (0..4).map(|_| sync_channel::<Sent>(1000)).unzip();
             let workers: Vec<_> = from
                 .into_iter()

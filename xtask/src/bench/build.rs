@@ -1,9 +1,9 @@
 //! `bench build`: a real build (R64) in a memory group that has room for the compilers and for half the tree.
 //!
-//! How much that is, is measured: a first build in a group without limit, on a tmpfs that has all of RAM, shows how large
-//! the tree gets and how much the compilers hold at most. It also warms the caches that all worlds share (toolchain,
-//! registry), and is itself a row: what plenty of RAM would give. The bytes written are those of a loop device that
-//! carries nothing but the world's store, swap file or file system.
+//! The sizes are measured. A first build, in a group without limit on a tmpfs that has all of RAM, shows the size of
+//! the tree and the most memory that the compilers hold. It also warms the caches that all worlds share (toolchain,
+//! registry), and is a row itself: the build with plenty of RAM. Bytes written are those of a loop device that carries
+//! only the world's store, swap file or file system.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -43,8 +43,7 @@ pub(crate) struct BuildArgs {
 /// Rivals in the order of the table.
 const RIVALS: [Kind; 3] = [Kind::TmpfsSwap, Kind::Ext4, Kind::Ext4Relaxed];
 
-/// What the calibration is called in the table.
-/// The ratio that is wanted of a row.
+/// The ratio that a row must reach.
 fn goal(rival: Kind, row: &str) -> Option<f64> {
     match (rival, row) {
         (Kind::Tmpfs, "wall") => Some(1.0 / 1.05),
@@ -53,21 +52,22 @@ fn goal(rival: Kind, row: &str) -> Option<f64> {
     }
 }
 
+/// Name of the calibration in the table.
 const UNLIMITED: &str = "tmpfs, no limit";
 
-/// No build takes longer.
+/// The longest time that a build may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What the first build showed.
+/// Results of the first build.
 #[derive(Clone, Copy, Debug)]
 struct Calibration {
     /// Bytes of sources and target together.
     tree: u64,
-    /// The most that the processes held of their own.
+    /// The most memory that the processes held of their own, in bytes.
     processes: u64,
 }
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run(args: &BuildArgs) -> Outcome<()> {
     let common = &args.common;
     let program = tools::program(common.program.as_deref())?;
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &BuildArgs) -> Outcome<()> {
     Ok(())
 }
 
-/// Not below this workspace: cargo would take the tree that is built for a part of it.
+/// Not below this workspace: cargo would take the tree that it builds for a member of the workspace.
 fn dir(common: &Common) -> PathBuf {
     common.dir.clone().unwrap_or_else(|| "/var/tmp".into())
 }
@@ -134,7 +134,7 @@ fn parameters(args: &BuildArgs, program: &Path, eatmydata: bool) -> Vec<(&'stati
     ]
 }
 
-/// The committed sources as a tar file.
+/// Writes the committed sources into a tar file.
 fn archive(project: &Path, base: &Path) -> Outcome<(PathBuf, undo::Guard)> {
     let tar = base.join("sources.tar");
     undo::make(|| {
@@ -166,7 +166,7 @@ impl Bench<'_> {
         }
     }
 
-    /// The first build, which has all the memory there is.
+    /// Runs the first build, with all the memory of the machine.
     fn calibrate(&self) -> Outcome<(Vec<Measure>, Calibration)> {
         let ram = rustix::system::sysinfo();
         let ram = ram.totalram.saturating_mul(u64::from(ram.mem_unit.max(1)));
@@ -193,7 +193,7 @@ impl Bench<'_> {
         Ok(measured)
     }
 
-    /// Unpacks and builds; the second result is the most that processes held of their own.
+    /// Unpacks and builds. The second result is the most memory that processes held of their own, in bytes.
     fn build(&self, kind: Kind, world: &World, group: &Cgroup) -> Outcome<(Vec<Measure>, u64)> {
         let written = || world.device.as_deref().and_then(worlds::written);
         let mib = |bytes: Option<u64>| bytes.map_or(Value::Nothing, |b| Value::Number(b as f64 / MIB as f64));
@@ -246,7 +246,7 @@ impl Bench<'_> {
         Ok((measured, processes))
     }
 
-    /// The build as a command in the group.
+    /// The command of the build, to run in the group.
     fn command(&self, kind: Kind, world: &World, group: &Cgroup) -> Outcome<Command> {
         let mut command = if kind == Kind::Ext4Relaxed && self.eatmydata {
             let mut command = group.command(Path::new("eatmydata"))?;
@@ -256,7 +256,7 @@ impl Bench<'_> {
             group.command(Path::new("sh"))?
         };
         command.args(["-c", &self.args.line]);
-        // What `cargo xtask` was run with must not reach the cargo that is measured.
+        // The variables of `cargo xtask` must not reach the cargo that is measured.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("CARGO_") && text != "CARGO_HOME" {
@@ -268,7 +268,7 @@ impl Bench<'_> {
     }
 }
 
-/// The build's complaints, gone again when read.
+/// Creates a file for the messages of the build; the guard removes it.
 fn log_file(path: &Path) -> Outcome<undo::Guard> {
     let path = path.to_path_buf();
     let ((), guard) = undo::make(|| {
@@ -278,7 +278,7 @@ fn log_file(path: &Path) -> Outcome<undo::Guard> {
     Ok(guard)
 }
 
-/// Why a build did not succeed: who was killed, and the last of its complaints.
+/// The reason why a build failed: the processes that were killed, and its last error message.
 fn why(world: &World, group: &Cgroup, log: &Path) -> String {
     let said = std::fs::read_to_string(log).unwrap_or_default();
     let error =
@@ -288,7 +288,7 @@ fn why(world: &World, group: &Cgroup, log: &Path) -> String {
     format!("{dead}{} OOM kills: {error}", group.oom_kills())
 }
 
-/// Bytes of all files below, each hard-linked one once.
+/// Bytes that all files below `dir` occupy; a file with hard links counts once.
 fn tree_bytes(dir: &Path) -> std::io::Result<u64> {
     let mut seen = HashSet::new();
     let mut todo = vec![dir.to_path_buf()];

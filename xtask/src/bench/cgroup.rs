@@ -1,7 +1,7 @@
-//! A memory group of our own, for workload and daemon together: version 1 or 2, whichever this machine has.
+//! A memory group (cgroup) for workload and daemon together: version 1 or 2, whichever this machine has.
 //!
-//! It is made directly below the root of the hierarchy. Processes enter it by `xtask bench within GROUP -- COMMAND`,
-//! before they touch memory. When it goes, what still runs in it is killed, by pid.
+//! It lies directly below the root of the hierarchy. Processes enter it by `xtask bench within GROUP -- COMMAND`,
+//! before they touch memory. Its removal kills the processes that still run in it, by pid.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use super::tools::{During as _, Outcome, is_root};
 use super::undo::{self, Guard};
 
-/// Where groups can be made.
+/// The hierarchy in which groups can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Hierarchy {
-    /// Version 1, with the mountpoint of its memory controller.
+    /// Version 1, with the mountpoint of the controller.
     V1(PathBuf),
-    /// Version 2.
+    /// Version 2, with its mountpoint.
     V2(PathBuf),
 }
 
-/// Finds the hierarchy that has the memory controller.
+/// Finds the hierarchy that has the controller.
 fn hierarchy(controller: &str) -> Outcome<Hierarchy> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").during("/proc/self/mountinfo")?;
     for line in mounts.lines() {
@@ -38,7 +38,7 @@ fn hierarchy(controller: &str) -> Outcome<Hierarchy> {
     Err(format!("no cgroup hierarchy here has the {controller} controller"))
 }
 
-/// A memory group; it goes when dropped.
+/// A memory group; it is removed on drop.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Why no group can be made here, if so.
+    /// The reason why no group can be made here; `None` if it can.
     pub(crate) fn unavailable() -> Option<String> {
         if !is_root() {
             return Some("needs root (a memory group, drop_caches, mounts)".into());
@@ -55,7 +55,7 @@ impl Cgroup {
         hierarchy("memory").err()
     }
 
-    /// Makes a group, with a limit in bytes or none.
+    /// Makes a group, with a limit in bytes or without.
     pub(crate) fn make(limit: Option<u64>) -> Outcome<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Cgroup {
         if v2 {
             std::fs::write(root.join("cgroup.subtree_control"), "+memory")
                 .during("giving groups the memory controller")?;
-            // For the throttle; without it that says why it cannot be set.
+            // For the throttle, which reports a failure when it is applied.
             let _ = std::fs::write(root.join("cgroup.subtree_control"), "+io");
         }
         let path = root.join(format!("overspill-bench-{}-{number}", std::process::id()));
@@ -82,12 +82,12 @@ impl Cgroup {
         Ok(Self { path, v2, _guard: guard })
     }
 
-    /// Its directory.
+    /// The group's directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A command that will run in the group.
+    /// A command that runs in the group.
     pub(crate) fn command(&self, program: &Path) -> Outcome<Command> {
         let mut command = Command::new(std::env::current_exe().during("finding this program")?);
         command.args(["bench", "within"]).arg(&self.path).arg("--").arg(program);
@@ -103,28 +103,28 @@ impl Cgroup {
         text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
     }
 
-    /// The most it ever held, in bytes.
+    /// The most memory it ever held, in bytes.
     pub(crate) fn peak(&self) -> Option<u64> {
         self.number(if self.v2 { "memory.peak" } else { "memory.max_usage_in_bytes" })
     }
 
-    /// What it holds now, in bytes.
+    /// The memory it holds now, in bytes.
     pub(crate) fn usage(&self) -> Option<u64> {
         self.number(if self.v2 { "memory.current" } else { "memory.usage_in_bytes" })
     }
 
-    /// What its processes hold of their own now, in bytes; no file pages, no tmpfs.
+    /// The memory its processes hold of their own now, in bytes: no file pages, no tmpfs.
     pub(crate) fn anonymous(&self) -> Option<u64> {
         self.stat("memory.stat", if self.v2 { "anon" } else { "total_rss" })
     }
 
-    /// How many of its processes the kernel killed for want of memory.
+    /// The number of its processes that the kernel killed for lack of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         self.stat(if self.v2 { "memory.events" } else { "memory.oom_control" }, "oom_kill").unwrap_or(0)
     }
 }
 
-/// Kills what is left in a group and removes it.
+/// Kills the processes left in a group and removes it.
 fn remove(path: &Path) -> Outcome<()> {
     let start = Instant::now();
     loop {
@@ -142,7 +142,7 @@ fn remove(path: &Path) -> Outcome<()> {
     }
 }
 
-/// What `xtask bench within` does: enters the group and becomes the command. Returns only what went wrong.
+/// `xtask bench within`: enters the group and becomes the command. Returns only on an error, which it describes.
 pub(crate) fn become_within(group: &Path, command: &[std::ffi::OsString]) -> String {
     if let Err(e) = std::fs::write(group.join("cgroup.procs"), "0") {
         return format!("entering {}: {e}", group.display());
@@ -151,7 +151,7 @@ pub(crate) fn become_within(group: &Path, command: &[std::ffi::OsString]) -> Str
     format!("{}: {}", program.display(), Command::new(program).args(args).exec())
 }
 
-/// What a disk may do, each way.
+/// The limits of a disk, for reads and for writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Throttle {
     /// Bytes per second.
@@ -161,11 +161,11 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
-    /// What a cloud volume usually gives.
+    /// The usual limits of a cloud volume.
     pub(crate) const CLOUD: Self = Self { bytes: 125 << 20, operations: 3000 };
 
-    /// Throttles a block device ("major:minor"). Version 1: for the root group, that is for everyone. Version 2 knows
-    /// no limit for the root: there it is for the group that holds workload and daemon.
+    /// Throttles a block device ("major:minor"). Version 1 throttles the root group, that is everyone. Version 2 has no
+    /// limit for the root: it throttles the group that holds workload and daemon.
     pub(crate) fn apply(self, device: &str, group: Option<&Cgroup>) -> Outcome<Guard> {
         let settings = match hierarchy("blkio") {
             Ok(Hierarchy::V1(root)) => self.v1(&root, device),
@@ -188,7 +188,7 @@ impl Throttle {
         Ok(guard)
     }
 
-    /// Which file gets which line, and which line takes it back.
+    /// The files to write, each with its line and with the line that undoes it.
     fn v1(self, root: &Path, device: &str) -> Vec<(PathBuf, String, String)> {
         let limits = [
             ("read_bps", self.bytes),

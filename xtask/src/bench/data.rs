@@ -1,7 +1,7 @@
-//! What is written and where it is read: deterministic, and the same for every world.
+//! The data to write and read: deterministic, and the same for every world.
 //!
-//! A page is 4 KiB: its number (8 bytes), 1,630 random bytes, and one random word repeated to the end. lz4 makes about
-//! 40% of it, that is "60% compressible". Readers check the number: a bench that reads wrong pages fast is worth nothing.
+//! A page is 4 KiB: its number (8 bytes), 1,630 random bytes, and one random word repeated to the end. lz4 leaves about
+//! 40% of it, that is "60% compressible". Readers check the number: fast reads of wrong pages are worth nothing.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -12,19 +12,19 @@
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
 
-/// Bytes of a page that are random, its number included.
+/// Random bytes of a page, its number included.
 const RANDOM: usize = PAGE * 2 / 5;
 
-/// What is generated, in words, for the report.
+/// Description of the data, for the report.
 pub(crate) const DESCRIPTION: &str =
     "each 4 KiB page: its number, 1630 random bytes, then one random word repeated (lz4 leaves about 40%)";
 
-/// SplitMix64: enough for patterns, one multiplication chain a number.
+/// SplitMix64: good enough for patterns, with one chain of multiplications per number.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// The sequence of a seed.
+    /// A generator for the sequence of a seed.
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -43,13 +43,13 @@ impl Rng {
         ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
-    /// A number from 0 to 1.
+    /// A number from 0 to below 1.
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
-/// Fills `pages` (whole pages) with pages `first`, `first + 1` …; `seed` makes another version of them.
+/// Fills `pages` (whole pages) with pages `first`, `first + 1` …; another `seed` makes another version of them.
 pub(crate) fn fill(pages: &mut [u8], first: u64, seed: u64) {
     for (number, page) in (first..).zip(pages.chunks_exact_mut(PAGE)) {
         let mut rng = Rng::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
@@ -65,13 +65,13 @@ pub(crate) fn fill(pages: &mut [u8], first: u64, seed: u64) {
     }
 }
 
-/// The first page of `pages` that is not the one it should be, read from page `first` on.
+/// The first page number that is wrong in `pages`, which were read from page `first` on.
 pub(crate) fn wrong(pages: &[u8], first: u64) -> Option<u64> {
     let mut numbered = (first..).zip(pages.chunks_exact(PAGE));
     numbered.find(|(number, page)| page[..8] != number.to_le_bytes()).map(|(number, _)| number)
 }
 
-/// Zipf's law over 1..=n, by rejection-inversion (Hörmann and Derflinger, 1996): no table, so no memory in the group.
+/// Zipf's law over 1..=n, by rejection-inversion (Hörmann and Derflinger, 1996): no table takes memory in the group.
 #[derive(Clone, Debug)]
 pub(crate) struct Zipf {
     n: u64,
@@ -83,7 +83,7 @@ pub(crate) struct Zipf {
 }
 
 impl Zipf {
-    /// Over `n` (at least 1) ranks with an exponent that is not 1.
+    /// A distribution over `n` (at least 1) ranks, with an exponent other than 1.
     pub(crate) fn new(n: u64, exponent: f64) -> Self {
         let mut zipf = Self { n, exponent, from: 0.0, to: 0.0, surely: 0.0, stride: stride(n) };
         zipf.from = zipf.area(1.5) - 1.0;
@@ -107,7 +107,7 @@ impl Zipf {
         (1.0 + q * area).powf(1.0 / q)
     }
 
-    /// A rank: 0 is the most frequent.
+    /// A random rank; 0 is the most frequent.
     fn rank(&self, rng: &mut Rng) -> u64 {
         loop {
             let under = self.to + rng.unit() * (self.from - self.to);
@@ -119,7 +119,7 @@ impl Zipf {
         }
     }
 
-    /// A page: the frequent ones are scattered over the file, each rank its own.
+    /// A random page. Each rank has a page of its own; the frequent pages are scattered over the file.
     pub(crate) fn page(&self, rng: &mut Rng) -> u64 {
         self.scatter(self.rank(rng))
     }
@@ -129,7 +129,7 @@ impl Zipf {
     }
 }
 
-/// A large step that shares no factor with `n`, so that its multiples reach everything.
+/// A large step without a common factor with `n`, so that its multiples reach every page.
 fn stride(n: u64) -> u64 {
     let gcd = |mut a: u64, mut b: u64| {
         while b != 0 {
@@ -140,7 +140,7 @@ fn stride(n: u64) -> u64 {
     (1..=2_654_435_761).rev().find(|s| gcd(*s, n) == 1).unwrap_or(1)
 }
 
-/// Latencies in nanoseconds, in buckets that are 1/32 wide: percentiles are off by at most 3%, the maximum is exact.
+/// Latencies in nanoseconds, in buckets 1/32 wide: percentiles are off by at most 3%, the maximum is exact.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram {
     buckets: Vec<u64>,
@@ -149,25 +149,25 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// An empty one.
+    /// An empty histogram.
     pub(crate) fn new() -> Self {
         Self { buckets: vec![0; 64 * 32], count: 0, max: 0 }
     }
 
-    /// Below 64 a bucket each; above, 32 buckets to each power of two.
+    /// Below 64, each number has its bucket; above, each power of two has 32 buckets.
     fn bucket(nanos: u64) -> usize {
         let shift = (63 - (nanos | 1).leading_zeros()).saturating_sub(5);
         (u64::from(shift) * 32 + (nanos >> shift)) as usize
     }
 
-    /// The upper end of a bucket.
+    /// The largest number of a bucket.
     fn upper(bucket: usize) -> u64 {
         let shift = (bucket as u64 / 32).saturating_sub(1);
         let top = bucket as u64 - shift * 32;
         (top << shift) + (1 << shift) - 1
     }
 
-    /// Counts one.
+    /// Counts a latency.
     pub(crate) fn add(&mut self, nanos: u64) {
         let last = self.buckets.len() - 1;
         self.buckets[Self::bucket(nanos).min(last)] += 1;
@@ -175,7 +175,7 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
-    /// Adds another thread's.
+    /// Adds the latencies of another thread.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
@@ -184,17 +184,17 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
-    /// How many were counted.
+    /// The number of latencies.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// The longest.
+    /// The longest latency.
     pub(crate) fn max(&self) -> u64 {
         self.max
     }
 
-    /// What this share (0 to 1) of all did not exceed.
+    /// The latency that this share (0 to 1) of all did not exceed.
     pub(crate) fn quantile(&self, share: f64) -> u64 {
         let target = (self.count as f64 * share).ceil() as u64;
         let mut seen = 0;

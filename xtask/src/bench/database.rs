@@ -1,7 +1,7 @@
-//! `bench database`: what calls fsync all the time, on databases several times ours' memory: pgbench (TPC-B) on
-//! PostgreSQL, and four writers of SQLite.
+//! `bench database`: programs that call fsync all the time, on databases three times the memory of overspill: pgbench
+//! (TPC-B) on PostgreSQL, and four writers of SQLite.
 //!
-//! Database, clients and daemon are in the memory group together; the unlimited tmpfs is in none.
+//! Database, clients and daemon share the memory group; the unlimited tmpfs is in none.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,7 @@ pub(crate) struct DatabaseArgs {
     /// Memory of ours, within the group; the databases are three times that
     #[arg(long, value_name = "SIZE", default_value = "128m")]
     memory: Size,
-    /// How long each of them is worked with
+    /// Seconds for which each database is measured
     #[arg(long, default_value_t = 15)]
     seconds: u32,
 }
@@ -37,7 +37,7 @@ const RIVALS: [Kind; 2] = [Kind::Ext4, Kind::Tmpfs];
 /// MiB of a pgbench database of scale 1.
 const MIB_OF_SCALE: u64 = 15;
 
-/// Clients of either.
+/// Clients of each database.
 const CLIENTS: u32 = 4;
 
 const PGBENCH: &str = "pgbench, 4 clients";
@@ -51,7 +51,7 @@ fn goal(rival: Kind, row: &str) -> Option<f64> {
     }
 }
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run_all(args: &DatabaseArgs) -> Outcome<()> {
     let common = &args.common;
     let postgres = Postgres::find();
@@ -117,14 +117,14 @@ pub(crate) fn run_all(args: &DatabaseArgs) -> Outcome<()> {
     Ok(())
 }
 
-/// The programs of a PostgreSQL.
+/// An installed PostgreSQL.
 struct Postgres {
     bin: PathBuf,
     version: String,
 }
 
 impl Postgres {
-    /// The newest that is installed.
+    /// Finds the newest that is installed.
     fn find() -> Option<Postgres> {
         let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         let mut places: Vec<PathBuf> = installed.map(|entry| entry.path().join("bin")).collect();
@@ -135,21 +135,21 @@ impl Postgres {
         Some(Postgres { bin, version })
     }
 
-    /// One of its programs; root must become somebody else to run them.
+    /// A command for one of its programs; root must become another user to run them.
     fn command(&self, group: Option<&Cgroup>, name: &str) -> Outcome<Command> {
         let user = tools::is_root().then_some("postgres");
         let program = if self.bin.join(name).exists() { self.bin.join(name) } else { name.into() };
         as_user(user, group, &program)
     }
 
-    /// Transactions a second.
+    /// Runs pgbench; returns transactions per second.
     fn bench(&self, dir: &Path, group: Option<&Cgroup>, args: &DatabaseArgs) -> Outcome<f64> {
         let data = dir.join("postgres");
         std::fs::create_dir(&data).during(data.display())?;
         if tools::is_root() {
             run(Command::new("chown").arg("postgres").arg(&data))?;
         }
-        // The sockets lie beside no data: their paths are short enough.
+        // The sockets do not lie with the data: their paths must be short.
         let sockets = tempfile::tempdir().during("a directory for sockets")?;
         if tools::is_root() {
             run(Command::new("chown").arg("postgres").arg(sockets.path()))?;
@@ -198,13 +198,13 @@ impl Postgres {
     }
 }
 
-/// Transactions a second, as pgbench says them.
+/// Transactions per second in the output of pgbench.
 fn rate_of(said: &str) -> Option<f64> {
     let line = said.lines().find_map(|line| line.strip_prefix("tps = "))?;
     line.split(' ').next()?.parse().ok()
 }
 
-/// Commits a second of four writers, each its own process.
+/// Commits per second of four writers, each a process of its own.
 fn sqlite(dir: &Path, group: Option<&Cgroup>, args: &DatabaseArgs) -> Outcome<f64> {
     let file = dir.join("sqlite.db");
     let rows = 3 * args.memory.0 / 1100;
@@ -215,7 +215,7 @@ fn sqlite(dir: &Path, group: Option<&Cgroup>, args: &DatabaseArgs) -> Outcome<f6
     );
     let sqlite = Path::new("sqlite3");
     run_for(as_user(None, group, sqlite)?.arg(&file).arg(fill), Duration::from_secs(1200))?;
-    // Each does transactions until its time is over, and says how many.
+    // Each writer runs transactions until its time is over, and prints their number.
     let script = format!(
         "end=$(( $(date +%s) + {seconds} )); n=0; \
          while [ $(date +%s) -lt $end ]; do \

@@ -1,5 +1,5 @@
-//! `bench economy`: how much ours holds in its memory before the disk is touched, and what that costs: beside limits
-//! that it should keep, and beside the kernel's tmpfs for the system's memory.
+//! `bench economy`: how much data overspill holds in its memory before it writes to the disk, and the cost of that:
+//! against limits that it must keep, and against the kernel's tmpfs for the system's memory.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -24,11 +24,11 @@ pub(crate) struct EconomyArgs {
     memory: Size,
 }
 
-/// What real data is taken from.
+/// Directories of real data: source text, and binaries.
 const SOURCE: [&str; 2] = ["/usr/include", "/usr/share"];
 const BINARIES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib"];
 
-/// Row, unit, limit of ours alone.
+/// Row, unit, and limit for overspill alone.
 const LIMITS: [(&str, Unit, f64); 8] = [
     ("held a byte of budget, source text", Unit::Times, 3.0),
     ("held a byte of budget, source text, slowly", Unit::Times, 3.0),
@@ -40,19 +40,19 @@ const LIMITS: [(&str, Unit, f64); 8] = [
     ("peak RSS over budget", Unit::Mib, 8.0),
 ];
 
-/// Bytes written at once.
+/// Bytes per write.
 const BUF: usize = 1 << 20;
 
-/// What a world can hold.
+/// Bytes that a world can hold.
 const WORLD: u64 = 4 * GIB;
 
-/// What a slow writer writes in a second: there is time to pack again.
+/// Bytes per second of a slow writer, which leaves time to pack again.
 const SLOWLY: u64 = 12 * MIB;
 
 const SYSTEM_MEMORY: &str = "system memory per byte held";
 const COPIED: &str = "bytes copied per byte served";
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run(args: &EconomyArgs) -> Outcome<()> {
     let common = &args.common;
     let program = tools::program(common.program.as_deref())?;
@@ -139,7 +139,7 @@ impl Bench<'_> {
         stats[name].as_u64().ok_or_else(|| format!("stats have no {name}"))
     }
 
-    /// How much is held before the store is written to.
+    /// Measures how much is held before the store is written to.
     fn held(&self, row: String, places: &[&str], slowly: bool) -> Outcome<Measure> {
         let world = self.world(Kind::Ours, self.memory, None)?;
         let mut source = Real::new(places);
@@ -167,7 +167,7 @@ impl Bench<'_> {
         Ok(Measure::new(row, Unit::Times, Value::Number(times)).noted(format!("VmHWM {peak} MiB")))
     }
 
-    /// What remembers where things are, and what is dead among them.
+    /// Measures the records that locate pages, and the dead share of the store.
     fn store(&self) -> Outcome<Vec<Measure>> {
         let memory = (self.memory / 4).max(64 * MIB);
         let number = |row, unit, value| Measure::new(row, unit, Value::Number(value));
@@ -210,7 +210,7 @@ impl Bench<'_> {
         Ok(out)
     }
 
-    /// What the group of daemon and writer holds for each byte of data, once its caches are dropped.
+    /// Memory that the group of daemon and writer holds per byte of data, once its caches are dropped.
     fn system_memory(&self, kind: Kind) -> Outcome<Option<Measure>> {
         if !self.report.wants(SYSTEM_MEMORY) || !tools::is_root() || Cgroup::unavailable().is_some() {
             return Ok(None);
@@ -238,7 +238,7 @@ impl Bench<'_> {
     }
 }
 
-/// Writes the bench's pages from the start, and has them on ours.
+/// Writes the bench's pages from the start of the file, then calls fsync.
 fn write_all(file: &File, bytes: u64) -> Outcome<()> {
     let mut buf = vec![0; BUF];
     for at in 0..bytes / MIB {
@@ -248,7 +248,7 @@ fn write_all(file: &File, bytes: u64) -> Outcome<()> {
     file.sync_all().during("fsync")
 }
 
-/// The contents of real files, one after the other; from the beginning when there are no more.
+/// Reads real files one after the other, and starts again after the last.
 struct Real {
     files: Vec<PathBuf>,
     next: usize,
@@ -283,7 +283,7 @@ impl Real {
     }
 }
 
-/// Plain files below a directory in the order of their names, those that make a difference.
+/// Collects the source texts or binaries below a directory, in the order of their names.
 fn collect(dir: &Path, out: &mut Vec<PathBuf>) {
     let binary = dir.starts_with("/usr/lib");
     let mut entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().collect();

@@ -1,13 +1,13 @@
-//! `cargo xtask bench`: what overspill costs and gains, against what the kernel offers.
+//! `cargo xtask bench`: the costs and gains of overspill, against the means of the kernel.
 //!
-//! - `mount`: in budget, against the kernel's tmpfs, with the round trips that each operation costs.
+//! - `mount`: data within the memory, against the kernel's tmpfs, with the round trips that each operation costs.
 //! - `spill`: data four times the memory, against tmpfs with swap and against ext4.
-//! - `database`: PostgreSQL and SQLite over budget, which call fsync all the time.
-//! - `economy`: how much ours holds in its memory, and what that costs.
+//! - `database`: PostgreSQL and SQLite beyond the memory, which call fsync all the time.
+//! - `economy`: how much data overspill holds in its memory, and the cost of that.
 //! - `build`: a real build with memory for half its tree.
 //! - `slab`: the slab allocator, against glibc's, jemalloc, mimalloc and snmalloc.
 //!
-//! [`report`] is the form that all of them keep; [`worlds`] are the places they run in; [`undo`] leaves nothing behind.
+//! [`report`] is the output of every bench; [`worlds`] are the places they run in; [`undo`] leaves nothing behind.
 
 mod build;
 mod cgroup;
@@ -64,7 +64,7 @@ enum Which {
     },
 }
 
-/// What every bench can be told.
+/// The options of every bench.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
     /// One JSON object a line
@@ -114,7 +114,7 @@ pub(crate) enum DiskArg {
 }
 
 impl DiskArg {
-    /// In words, for the report.
+    /// A description for the report.
     fn describe(self) -> &'static str {
         match self {
             Self::Fast => "not throttled",
@@ -129,14 +129,14 @@ impl DiskArg {
         }
     }
 
-    /// A loop device as told.
+    /// The loop device for this choice.
     fn on_loop(self) -> worlds::Disk {
         let throttle = (self != Self::Fast).then_some(cgroup::Throttle::CLOUD);
         worlds::Disk::Loop { throttle, queued: self == Self::CloudQueued }
     }
 }
 
-/// The results of worlds that took turns: of each world its runs, of each run its measures.
+/// The results of worlds that ran in turn: the runs of each world, and the measures of each run.
 struct Turns {
     kinds: Vec<Kind>,
     results: Vec<Vec<Vec<Measure>>>,
@@ -144,8 +144,8 @@ struct Turns {
 }
 
 impl Turns {
-    /// Runs ours and the rivals that are wanted in turn. A rival that cannot be had is left out from then on, and why is
-    /// remembered; without ours there is no bench.
+    /// Runs overspill and the wanted rivals in turn. A rival that is not available is left out from then on, and the
+    /// reason is kept; without overspill there is no bench.
     fn take(
         bench: &str,
         common: &Common,
@@ -171,12 +171,12 @@ impl Turns {
         Ok(Self { kinds, results, skipped })
     }
 
-    /// What ours came to, run by run.
+    /// The measures of overspill, run by run.
     fn ours(&self) -> &[Vec<Measure>] {
         &self.results[0]
     }
 
-    /// Puts them into the report.
+    /// Adds the results to the report.
     fn report(&self, report: &mut Report, goal: impl Fn(Kind, &str) -> Option<f64>) {
         for (kind, theirs) in self.kinds.iter().zip(&self.results).skip(1) {
             match self.skipped.iter().find(|(k, _)| k == kind) {
@@ -187,7 +187,7 @@ impl Turns {
     }
 }
 
-/// Runs a bench. Rows that cannot be run are said to be skipped; only what nobody expects is an error.
+/// Runs a bench. Rows that cannot run are reported as skipped; only unexpected failures are errors.
 pub(crate) fn run(args: &BenchArgs) -> ExitCode {
     let outcome = match &args.which {
         Which::Mount(args) => prepared(|| mount::run(args)),

@@ -1,8 +1,9 @@
-//! `bench mount`: everything in budget, one process, plain system calls, ours and the kernel's tmpfs in turn.
+//! `bench mount`: all data within the memory, one process, plain system calls; overspill and the kernel's tmpfs in
+//! turn.
 //!
-//! Round trips are counted as the daemon's read calls (`syscr` of /proc/PID/io): it reads each request from /dev/fuse with
-//! one call, and in budget reads nothing else. A phase's count is taken after the daemon has fallen silent, so that
-//! FORGETs, which come late and many in one read, are in it. What it reads while idle is shown and is about nothing.
+//! Round trips are counted as the daemon's read calls (`syscr` of /proc/PID/io): one call reads a request from
+//! /dev/fuse, and within its memory the daemon reads nothing else. A phase's count is taken once the daemon is silent,
+//! to include FORGETs, which come late and many to a read. The daemon's reads while idle are shown: they are noise.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -32,23 +33,23 @@ pub(crate) struct MountArgs {
     data: Option<Size>,
 }
 
-/// Names in one directory.
+/// Names per directory.
 const FAN: usize = 1000;
-/// Bytes of one sequential operation.
+/// Bytes per sequential operation.
 const BLOCK: usize = 1 << 20;
-/// A hot read goes over the file until it has read at least this.
+/// A hot read repeats the file until it has read at least this much.
 const HOT_BYTES: u64 = GIB;
-/// What the data phases must reach as root, of the kernel's tmpfs.
+/// The ratio to the kernel's tmpfs that sequential write and hot read must reach as root.
 const GOAL: f64 = 0.9;
 
 const METADATA: [&str; 8] =
     ["create", "stat", "stat again", "open+close", "4K write+close", "readdir entry", "rename", "unlink"];
-/// What memory is taken by one of.
+/// Rows of memory per name.
 const RAM: [&str; 3] = ["RAM per empty file", "RAM per directory", "RAM per 1 KiB file"];
 const FSYNC: &str = "create+4K+fsync";
 const DATA: [&str; 4] = ["seq write", "hot seq read", "rand 4K read", "rand 4K write"];
 
-/// How much of everything.
+/// Sizes of the phases.
 #[derive(Clone, Copy, Debug)]
 struct Amounts {
     files: usize,
@@ -56,7 +57,7 @@ struct Amounts {
     random: u64,
 }
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run(args: &MountArgs) -> Outcome<()> {
     let common = &args.common;
     let amounts = Amounts {
@@ -128,7 +129,7 @@ impl Reads {
         text.lines().find_map(|l| l.strip_prefix("syscr: ")?.parse().ok())
     }
 
-    /// The count once it has not changed for a while.
+    /// The count, once it is unchanged for 20 ms, or after 2 s.
     fn settled(&self) -> Option<u64> {
         let mut last = self.now()?;
         for _ in 0..100 {
@@ -143,8 +144,8 @@ impl Reads {
     }
 }
 
-/// What a world's metadata takes: the daemon's resident size, the kernel's slabs, and pages of kernel tmpfs. The kernel's
-/// cache of our files is not in it: it goes when asked.
+/// Memory of a world's metadata: the daemon's resident size, the kernel's slabs, and pages of the kernel's tmpfs. The
+/// kernel's page cache of our files is not included: the kernel drops it on demand.
 #[derive(Clone, Copy, Debug)]
 struct Memory(Option<u32>);
 
@@ -195,7 +196,7 @@ impl<'a> Run<'a> {
     fn all(mut self) -> io::Result<Vec<Measure>> {
         self.warm_up()?;
         self.idle();
-        // First: memory that others have freed would be taken again, and hide what is taken.
+        // This comes first: memory that other phases freed would be used again, and hide the growth.
         if self.wants(&RAM) {
             self.ram()?;
         }
@@ -211,7 +212,7 @@ impl<'a> Run<'a> {
         Ok(self.out)
     }
 
-    /// Takes one file through every operation: the kernel learns from the first refusal what not to ask again.
+    /// Takes one file through every operation: a first refusal teaches the kernel which requests to leave out.
     fn warm_up(&self) -> io::Result<()> {
         let (name, renamed) = (self.dir.join("warm"), self.dir.join("warm-up"));
         let mut file = File::options().write(true).create_new(true).open(&name)?;
@@ -224,7 +225,7 @@ impl<'a> Run<'a> {
         std::fs::remove_file(&renamed)
     }
 
-    /// What the daemon reads while nobody asks it anything.
+    /// Measures the daemon's reads while it has no requests.
     fn idle(&mut self) {
         if let Some(before) = self.reads.settled() {
             std::thread::sleep(Duration::from_millis(300));
@@ -237,7 +238,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Times `work`, which gives the number of its operations.
+    /// Times `work`, which returns the number of its operations.
     fn timed(&mut self, row: &str, unit: Unit, work: impl FnOnce() -> io::Result<u64>) -> io::Result<()> {
         let before = self.reads.settled();
         let start = Instant::now();
@@ -296,7 +297,7 @@ impl<'a> Run<'a> {
         dirs.iter().try_for_each(std::fs::remove_dir)
     }
 
-    /// Memory that many names of a kind take, each.
+    /// Makes many names of each kind, and measures the memory of each.
     fn ram(&mut self) -> io::Result<()> {
         let empty = |name: &Path| File::create_new(name).map(drop);
         let small = |name: &Path| {
@@ -321,7 +322,7 @@ impl<'a> Run<'a> {
             let each = grown / self.amounts.files as f64;
             self.out.push(Measure::new(row, Unit::Bytes, Value::Number(each.max(0.0))));
             std::fs::remove_dir_all(&top)?;
-            // What was freed goes back after a while, and would be taken for the next row's.
+            // Freed memory goes back after a while; before that, the next row would use it.
             std::thread::sleep(if self.is_ours { Duration::from_secs(4) } else { Duration::ZERO });
         }
         Ok(())
@@ -381,7 +382,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The row of a row's round trips.
+/// The name of the row with a row's round trips.
 fn trips(row: &str) -> String {
     format!("{row}, trips")
 }

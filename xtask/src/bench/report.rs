@@ -1,18 +1,18 @@
-//! The form every bench keeps: the machine, the versions and the parameters first (R74), then a table, or with `--json`
-//! one object a line.
+//! The output of every bench: the machine, the versions and the parameters first (R74), then a table, or with `--json`
+//! one object per line.
 //!
-//! A row compares ours with one rival: `bench, row, unit, ours, rival, theirs, ratio`, and `goal`, `met` where it has a
-//! goal, `note` where there is more to say. `ours` and `theirs` are numbers, or "died", or "failed", or null where
-//! there was nothing to measure. **A ratio above 1 always means that ours is better**: ours/theirs for rates,
-//! theirs/ours for times, bytes and counts. JSON lines with `parameters` come before the rows; a line with `skipped` says
-//! what was not run and why. Numbers are medians of the runs; a worst case is the worst of all runs. Runs of the
-//! worlds take turns, so that a slow minute of the machine hits all of them.
+//! A row compares overspill with one rival: `bench, row, unit, ours, rival, theirs, ratio`, and `goal`, `met` if it has
+//! a goal, `note` if it has a note. `ours` and `theirs` are numbers, or "died", or "failed", or null if there was
+//! nothing to measure. **A ratio above 1 always means that ours is better**: ours/theirs for rates, theirs/ours for
+//! times, bytes and counts. JSON lines with `parameters` come before the rows; a line with `skipped` names a row that
+//! was not run, and the reason. Numbers are medians of the runs; a worst case is the worst of all runs. The worlds run
+//! in turn, so that a slow minute of the machine hits all of them.
 
 use serde_json::{Map, Value as Json, json};
 
 use super::tools::{Outcome, first_line, is_root, workspace};
 
-/// What a number counts.
+/// Units of measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Operations per second.
@@ -31,11 +31,11 @@ pub(crate) enum Unit {
     Mib,
     /// Requests to the daemon per operation.
     RoundTrips,
-    /// How many.
+    /// A plain number.
     Count,
-    /// One number over another, better small.
+    /// A quotient; less is better.
     Ratio,
-    /// One number over another, better large.
+    /// A quotient; more is better.
     Times,
 }
 
@@ -61,14 +61,14 @@ impl Unit {
     }
 }
 
-/// What one measurement gave.
+/// The result of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Value {
     /// A number in the row's unit.
     Number(f64),
     /// The workload or the daemon was killed.
     Died,
-    /// It ended with an error.
+    /// The workload ended with an error.
     Failed,
     /// There is nothing to measure in this world.
     Nothing,
@@ -103,7 +103,7 @@ impl Value {
     }
 }
 
-/// Four digits are more than any of these numbers is worth.
+/// Rounds to four digits: more would not be significant.
 fn round(n: f64) -> f64 {
     if n == 0.0 || !n.is_finite() {
         return 0.0;
@@ -117,13 +117,13 @@ fn round(n: f64) -> f64 {
 pub(crate) struct Measure {
     /// The row it belongs to.
     pub(crate) row: String,
-    /// What is counted.
+    /// The unit of the value.
     pub(crate) unit: Unit,
-    /// How much.
+    /// The result.
     pub(crate) value: Value,
-    /// Of several runs the worst counts, not the median.
+    /// The worst of several runs counts, not their median.
     pub(crate) worst: bool,
-    /// What else is to be said.
+    /// A remark for the table.
     pub(crate) note: Option<String>,
 }
 
@@ -133,12 +133,12 @@ impl Measure {
         Self { row: row.into(), unit, value, worst: false, note: None }
     }
 
-    /// The same, of which the worst counts.
+    /// A measurement of which the worst run counts.
     pub(crate) fn worst(row: impl Into<String>, unit: Unit, value: Value) -> Self {
         Self { worst: true, ..Self::new(row, unit, value) }
     }
 
-    /// Whether this is the better of two in one row.
+    /// True if this is the better of two measures of one row.
     pub(crate) fn is_better_than(&self, other: &Self) -> bool {
         match (self.value.number(), other.value.number()) {
             (Some(ours), Some(theirs)) if self.unit.less_is_better() => ours < theirs,
@@ -147,14 +147,14 @@ impl Measure {
         }
     }
 
-    /// The same with a note.
+    /// Adds a note.
     pub(crate) fn noted(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
     }
 }
 
-/// The middle one; the mean of the middle two.
+/// The middle number, or the mean of the middle two.
 pub(crate) fn median(numbers: &[f64]) -> Option<f64> {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -166,7 +166,7 @@ pub(crate) fn median(numbers: &[f64]) -> Option<f64> {
     }
 }
 
-/// Runs all worlds in turn, `runs` times; gives each world's results together. Ends with the first error.
+/// Runs all worlds in turn, `runs` times; returns each world's results together. Stops at the first error.
 pub(crate) fn interleave<W, T>(
     runs: u16,
     worlds: &[W],
@@ -181,7 +181,7 @@ pub(crate) fn interleave<W, T>(
     Ok(results)
 }
 
-/// Joins the runs of one world, row by row. A row that died or failed in any run did so altogether.
+/// Joins the runs of one world, row by row. A row that died or failed in one run counts as died or failed.
 pub(crate) fn summarise(runs: &[Vec<Measure>]) -> Vec<Measure> {
     let mut joined: Vec<Measure> = Vec::new();
     for measure in runs.iter().flatten() {
@@ -226,7 +226,7 @@ struct Row {
 }
 
 impl Row {
-    /// None where a side has no number, or one that nothing can be compared with.
+    /// `None` if a side has no number, or a zero by which a ratio cannot be formed.
     fn ratio(&self) -> Option<f64> {
         let (ours, theirs) = (self.ours.number()?, self.theirs.number()?);
         if self.unit.less_is_better() {
@@ -235,15 +235,15 @@ impl Row {
         (theirs > 0.0).then(|| ours / theirs)
     }
 
-    /// Not met where there is no number to show for it.
+    /// True if the ratio reaches the goal, false if there is no ratio. `None` without a goal.
     fn met(&self) -> Option<bool> {
         let goal = self.goal?;
-        // Nothing at all is better than any limit, and has no ratio.
+        // Zero is better than any limit, and has no ratio.
         let none = self.unit.less_is_better() && self.ours.number() == Some(0.0);
         Some(none || self.ratio().is_some_and(|ratio| ratio >= goal))
     }
 
-    /// The row's names and values, in the order of the form.
+    /// The names and values of the row, in the order of the form.
     fn fields(&self, bench: &str) -> Vec<(&'static str, Json)> {
         let mut fields = vec![
             ("bench", json!(bench)),
@@ -288,7 +288,7 @@ impl Row {
     }
 }
 
-/// What a bench prints, from its parameters to its table.
+/// The output of a bench, from its parameters to its table.
 #[derive(Debug)]
 pub(crate) struct Report {
     bench: &'static str,
@@ -320,7 +320,7 @@ impl Report {
         Self { bench, as_json, filter: filter.map(str::to_owned), rows: Vec::new() }
     }
 
-    /// A parameter that is only known after the first measurement.
+    /// Prints a parameter that is known only after the first measurement.
     pub(crate) fn parameter(&self, name: &str, value: &str) {
         if self.as_json {
             println!("{}", json!({ "bench": self.bench, "parameters": { name: value } }));
@@ -329,12 +329,12 @@ impl Report {
         }
     }
 
-    /// Whether this row was asked for.
+    /// True if this row was asked for.
     pub(crate) fn wants(&self, row: &str) -> bool {
         self.filter.as_ref().is_none_or(|filter| row.contains(filter.as_str()))
     }
 
-    /// Says what is not run, and why.
+    /// Reports a row that is not run, and the reason.
     pub(crate) fn skip(&self, what: &str, why: &str) {
         if self.as_json {
             println!("{}", json!({ "bench": self.bench, "row": what, "skipped": why }));
@@ -343,7 +343,7 @@ impl Report {
         }
     }
 
-    /// Adds the rows that compare the runs of ours with those of a rival. `goal` is the ratio wanted of a row.
+    /// Adds the rows that compare the runs of overspill and a rival. `goal` returns the ratio that a row must reach.
     pub(crate) fn compare(
         &mut self,
         ours: &[Vec<Measure>],
@@ -372,7 +372,7 @@ impl Report {
         }
     }
 
-    /// Prints the rows, each row's rivals together.
+    /// Prints the rows. Rows of the same name stand together.
     pub(crate) fn close(mut self) {
         let order: Vec<String> = self.rows.iter().map(|r| r.row.clone()).collect();
         self.rows.sort_by_key(|r| order.iter().position(|name| *name == r.row));
@@ -406,7 +406,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     line.split_once(':').map(|(_, value)| value.trim())
 }
 
-/// What the numbers depend on and nobody chose.
+/// The properties of the machine on which the numbers depend.
 fn machine() -> Vec<(String, String)> {
     let unknown = || "unknown".to_owned();
     let uname = rustix::system::uname();
@@ -472,7 +472,7 @@ mod tests {
         assert_eq!(failed.unwrap_err(), "once");
     }
 
-    /// R74: a row keeps the form, and a ratio above 1 is ours being better whatever the unit.
+    /// R74: a row keeps the form, and a ratio above 1 means that ours is better, whatever the unit.
     #[test]
     fn rows_keep_their_form() {
         let mut report = report();

@@ -1,8 +1,8 @@
-//! `bench slab`: the slab allocator beside glibc's, jemalloc, mimalloc and snmalloc, and beside the zone allocator of
-//! old (R50, R73).
+//! `bench slab`: the slab allocator against glibc's, jemalloc, mimalloc and snmalloc, and against the historical zone
+//! allocator (R50, R73).
 //!
-//! Each allocator runs through all rows in a process of its own, of the package `crates/slab/benches`, which is built
-//! apart; the processes take turns. "Best" is the best of today's four in that row, with its name in the note.
+//! Each allocator runs all rows in a process of its own, of the package `crates/slab/benches`, which is built
+//! separately; the processes run in turn. "Best" is the best of today's four in a row, with its name in the note.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,15 +19,15 @@ pub(crate) struct SlabArgs {
     common: Common,
 }
 
-/// One process, by the name its program knows, and what else its environment says.
+/// An allocator, by the name that the benches' program knows, with the settings of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
     Ours,
-    /// A magazine a thread instead of a CPU.
+    /// One magazine per thread instead of per CPU.
     PerThread,
     /// No magazines.
     Plain,
-    /// Each slab's objects begin elsewhere.
+    /// The objects of each slab begin at another offset.
     Coloured,
     Glibc,
     Jemalloc,
@@ -48,7 +48,7 @@ impl Who {
         Self::Snmalloc,
         Self::Zone,
     ];
-    /// Those that the goals are about.
+    /// The allocators that the goals compare with.
     const TODAY: [Who; 4] = [Self::Glibc, Self::Jemalloc, Self::Mimalloc, Self::Snmalloc];
 
     fn name(self) -> &'static str {
@@ -83,7 +83,7 @@ impl Who {
     }
 }
 
-/// A line `row<TAB>unit<TAB>value`.
+/// Parses a line `row<TAB>unit<TAB>value`.
 fn measure(line: &str) -> Option<Measure> {
     let mut fields = line.split('\t');
     let (row, unit, value) = (fields.next()?, fields.next()?, fields.next()?);
@@ -97,7 +97,7 @@ fn measure(line: &str) -> Option<Measure> {
     Some(Measure::new(row, unit, Value::Number(value.parse().ok()?)))
 }
 
-/// What is wanted against the best of today's, as a ratio of ours to it.
+/// The ratio to the best of today's allocators that a row must reach.
 fn goal(row: &str) -> Option<f64> {
     match row {
         "constructed 256 B pair" => Some(2.0),
@@ -109,14 +109,14 @@ fn goal(row: &str) -> Option<f64> {
     }
 }
 
-/// What is wanted of ours alone: a limit, and the unit's sense says which side of it.
+/// Limits for overspill alone. The unit says on which side of its limit a row must stay.
 const LIMITS: [(&str, Unit, f64); 3] = [
     ("threads, two over one", Unit::Times, 1.8),
     ("free, 10 M live over 10 k", Unit::Ratio, 1.2),
     ("alloc p99, purging over quiet", Unit::Ratio, 2.0),
 ];
 
-/// The best of several in each row.
+/// The best measure of each row, with the allocator's name.
 fn best(of: &[(Who, Vec<Measure>)]) -> Vec<Measure> {
     let mut best: Vec<Measure> = Vec::new();
     for (who, measures) in of {
@@ -162,7 +162,7 @@ fn parameters(common: &Common) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run(args: &SlabArgs) -> Outcome<()> {
     let common = &args.common;
     let program = program()?;

@@ -1,8 +1,8 @@
-//! `bench spill`: data several times the memory that workload and daemon have together, in one memory group.
+//! `bench spill`: data several times the memory that workload and daemon share in one memory group.
 //!
-//! Each phase is a child in the group. Between phases all worlds alike are synced and the kernel's caches dropped. A
-//! child or daemon killed by the kernel is a result ("died"); a writer that died is started again where it stopped, so
-//! that there is something to read. The memory that zram takes is not charged to any group: its rows flatter it.
+//! Each phase is a child process in the group. Between phases every world is synced and the kernel's caches are
+//! dropped. A child or daemon killed by the kernel is a result ("died"); a killed writer starts again where it stopped,
+//! so that the readers have data. zram's memory is charged to no group, which flatters its rows.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(crate) struct SpillArgs {
 /// Rivals in the order of the table.
 const RIVALS: [Kind; 4] = [Kind::TmpfsSwap, Kind::TmpfsZram, Kind::Ext4, Kind::PerObject];
 
-/// Row, phase, threads, unit. The first one fills the file and is always run.
+/// Row, phase, threads, unit. The first phase fills the file and always runs.
 const PHASES: [(&str, Phase, u64, Unit); 6] = [
     ("seq write", Phase::SeqWrite, 1, Unit::MibPerSecond),
     ("seq read", Phase::SeqRead, 1, Unit::MibPerSecond),
@@ -53,7 +53,7 @@ const PHASES: [(&str, Phase, u64, Unit); 6] = [
     ("rand 4K write", Phase::RandWrite, 1, Unit::PerSecond),
 ];
 
-/// The ratio that is wanted of a row. Compressed bytes travel, so more is wanted where the disk is the slower part.
+/// The ratio that a row must reach. Overspill moves compressed bytes, so it must reach more where the disk is slow.
 fn goal(throttled: bool, rival: Kind, row: &str) -> Option<f64> {
     let disk = matches!(rival, Kind::TmpfsSwap | Kind::Ext4);
     match row {
@@ -76,19 +76,19 @@ fn goal(throttled: bool, rival: Kind, row: &str) -> Option<f64> {
     }
 }
 
-/// What both sequential phases took of all CPUs, the kernel's threads included; all that is a GiB of data.
+/// CPU seconds of both sequential phases on all CPUs, the kernel's threads included, per GiB of data.
 const CPU: &str = "CPU per GiB written and read";
 
-/// What remembers where the pages of a GiB are.
+/// Memory of the records that locate a GiB of pages.
 const METADATA: &str = "metadata per GiB";
 
 /// The latency rows of a phase.
 const LATENCIES: [&str; 3] = ["p99", "p99.9", "max"];
 
-/// How often a dead writer is started again.
+/// How often a killed writer is restarted at most.
 const RESTARTS: u32 = 50;
 
-/// How much of everything, the defaults filled in.
+/// Sizes of the phases, with the defaults filled in.
 #[derive(Clone, Copy, Debug)]
 struct Amounts {
     group: u64,
@@ -98,7 +98,7 @@ struct Amounts {
     patience: Duration,
 }
 
-/// Runs it.
+/// Runs the bench.
 pub(crate) fn run(args: &SpillArgs) -> Outcome<()> {
     let common = &args.common;
     let (group, data, seconds) =
@@ -163,7 +163,7 @@ fn parameters(args: &SpillArgs, amounts: Amounts, program: &Path) -> Vec<(&'stat
     ]
 }
 
-/// The nearest directory above that exists.
+/// The nearest directory that exists: `dir` or one above it.
 fn existing(dir: &Path) -> PathBuf {
     dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/")).to_path_buf()
 }
@@ -181,7 +181,7 @@ impl Bench<'_> {
         self.report.wants(row) || LATENCIES.iter().any(|l| self.report.wants(&latency(row, l)))
     }
 
-    /// All phases in one world.
+    /// Runs all phases in one world.
     fn world(&self, kind: Kind) -> Outcome<Vec<Measure>> {
         let group = Cgroup::make(Some(self.amounts.group))?;
         let setup = Setup {
@@ -242,7 +242,7 @@ impl Bench<'_> {
         Ok(out)
     }
 
-    /// One phase: its rate and its latencies.
+    /// Runs one phase; returns its rate and its latencies.
     fn phase(
         &self,
         row: &str,
@@ -273,7 +273,7 @@ impl Bench<'_> {
         Ok(out)
     }
 
-    /// Goes on with a file whose writer was killed, as long as it grows.
+    /// Restarts a killed writer for as long as its file grows.
     fn finish_writing(&self, job: &Job<'_>, group: &Cgroup) -> Outcome<String> {
         let length = || std::fs::metadata(job.file).map_or(0, |m| m.len());
         for restart in 1..=RESTARTS {
@@ -303,9 +303,9 @@ fn numbers(row: &str, unit: Unit, done: &Done) -> Vec<Measure> {
     out
 }
 
-/// Writes back what the world's file system holds dirty, and drops the kernel's caches.
+/// Syncs the world's file system, and drops the kernel's caches.
 fn settle(dir: &Path, user: Option<&str>) {
-    // A user's mount is closed to root.
+    // A user's mount is closed to root, so the user syncs it.
     let sync = |mut command: std::process::Command| {
         tools::run_for(command.arg("-f").arg(dir), Duration::from_secs(300)).map(drop)
     };

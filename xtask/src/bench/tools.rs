@@ -1,4 +1,4 @@
-//! Small things every bench needs: commands that cannot hang it, sizes, and where the program under test is.
+//! Tools of all benches: commands that cannot hang a bench, sizes, and the program under test.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// Benches are run by hand: an error is a sentence for the one who reads it.
+/// Benches are run by hand: an error is a sentence for their user.
 pub(crate) type Outcome<T> = Result<T, String>;
 
 /// 1 KiB.
@@ -16,9 +16,9 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// 1 GiB.
 pub(crate) const GIB: u64 = 1 << 30;
 
-/// Says what was being done when something failed.
+/// Names the step that failed.
 pub(crate) trait During<T> {
-    /// The error becomes "`what`: error".
+    /// Turns the error into "`what`: error".
     fn during(self, what: impl std::fmt::Display) -> Outcome<T>;
 }
 
@@ -61,13 +61,13 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// Whether this runs as root.
+/// True if this process runs as root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Waits for a child, and kills it when its time is over; `meanwhile` is called every few milliseconds.
-/// `None`: it was killed here. A child that cannot even be killed is given up after a while.
+/// Waits for a child, and kills it after `patience`; calls `meanwhile` every few milliseconds. Returns `None` if it
+/// killed the child. It gives up 10 s later on a child that does not die.
 pub(crate) fn wait(
     child: &mut Child,
     patience: Duration,
@@ -91,12 +91,12 @@ pub(crate) fn wait(
     }
 }
 
-/// Runs a command to its end, within a minute unless told; gives what it said, or an error with what it complained of.
+/// Runs a command for at most a minute. Returns its output, or an error with its messages.
 pub(crate) fn run(command: &mut Command) -> Outcome<String> {
     run_for(command, Duration::from_secs(60))
 }
 
-/// As [`run`], with another patience.
+/// As [`run`], with another limit.
 pub(crate) fn run_for(command: &mut Command, patience: Duration) -> Outcome<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let what = std::iter::once(name)
@@ -111,8 +111,8 @@ pub(crate) fn run_for(command: &mut Command, patience: Duration) -> Outcome<Stri
     }
 }
 
-/// Runs a command and collects what it said. `None` for the status: it did not end in time.
-/// Its output goes through temporary files in memory, so that neither a full pipe nor a daemon that inherits one blocks.
+/// Runs a command and collects its output. The status is `None` if the command did not end in time. The output goes to
+/// files in memory, so that neither a full pipe nor a daemon that inherits one blocks.
 pub(crate) fn finish(command: &mut Command, patience: Duration) -> Outcome<(Option<ExitStatus>, Output)> {
     let mut said = memfd("stdout")?;
     let mut complained = memfd("stderr")?;
@@ -147,7 +147,7 @@ pub(crate) fn workspace() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
-/// The program under test: what was named, else the release build of this workspace, brought up to date first.
+/// The program under test: `named`, else the release build of this workspace, which is built first.
 pub(crate) fn program(named: Option<&Path>) -> Outcome<PathBuf> {
     if let Some(path) = named {
         return path.canonicalize().during(path.display());
@@ -166,13 +166,13 @@ pub(crate) fn program(named: Option<&Path>) -> Outcome<PathBuf> {
         .ok_or_else(|| "the build left no program: name one with --program".into())
 }
 
-/// Where a program is found in PATH.
+/// Finds a program in PATH.
 pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// The first line a command says, for the list of versions.
+/// The first line of a command's output, for the list of versions.
 pub(crate) fn first_line(program: &str, args: &[&str]) -> Option<String> {
     let (status, output) = finish(Command::new(program).args(args), Duration::from_secs(20)).ok()?;
     status.filter(ExitStatus::success)?;
@@ -181,11 +181,11 @@ pub(crate) fn first_line(program: &str, args: &[&str]) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
-/// Seconds that all CPUs have been busy with since the machine started.
+/// Seconds for which all CPUs together were busy since the machine started.
 pub(crate) fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    // user, nice, system, idle, iowait, irq, softirq: all but the two that are none.
+    // user, nice, system, idle, iowait, irq, softirq: idle and iowait are not busy.
     let busy = ticks.enumerate().filter(|(i, _)| [0, 1, 2, 5, 6].contains(i));
     let sum: u64 = busy.filter_map(|(_, n)| n.parse::<u64>().ok()).sum();
     sum as f64 / rustix::param::clock_ticks_per_second() as f64

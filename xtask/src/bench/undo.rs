@@ -1,25 +1,25 @@
-//! Whatever a bench makes on the machine (mounts, loops, swap, groups, files) is unmade, in reverse order: when its
-//! guard is dropped, on a panic too, and on Ctrl-C, SIGTERM and SIGHUP. Only `kill -9` leaves things behind.
+//! Everything that a bench makes on the machine (mounts, loops, swap, groups, files) is unmade, in reverse order: when
+//! its guard is dropped, in a panic too, and on Ctrl-C, SIGTERM and SIGHUP. Only `kill -9` leaves things behind.
 //!
 //! The list's lock is held while a thing is made and while it is unmade. So a signal never finds a thing that is made
-//! but not on the list, and never leaves one half unmade. Neither step may therefore use this module itself.
+//! but not on the list, and never leaves one half unmade. Neither step may use this module: it would deadlock.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::tools::{During as _, Outcome};
 
-/// How one thing is unmade.
+/// Unmakes one thing.
 pub(crate) type Undo = Box<dyn FnOnce() -> Outcome<()> + Send>;
 
-/// Everything made and not yet unmade, by the order of its making.
+/// Everything made and not yet unmade, in the order in which it was made.
 static MADE: Mutex<BTreeMap<u64, Undo>> = Mutex::new(BTreeMap::new());
 
 fn made() -> MutexGuard<'static, BTreeMap<u64, Undo>> {
     MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Unmakes its thing when dropped.
+/// Unmakes its thing on drop.
 #[must_use = "dropped at once, it unmakes at once"]
 #[derive(Debug)]
 pub(crate) struct Guard {
@@ -35,12 +35,12 @@ impl Drop for Guard {
     }
 }
 
-/// Guards of things that rest on each other: dropped last made first.
+/// Guards of things that rest on each other: the one made last is dropped first.
 #[derive(Debug, Default)]
 pub(crate) struct Guards(Vec<Guard>);
 
 impl Guards {
-    /// Adds what was made last.
+    /// Adds the guard of the thing made last.
     pub(crate) fn push(&mut self, guard: Guard) {
         self.0.push(guard);
     }
@@ -52,7 +52,7 @@ impl Drop for Guards {
     }
 }
 
-/// Makes a thing, and knows from then on how to unmake it.
+/// Makes a thing, and puts the way to unmake it on the list.
 pub(crate) fn make<T>(make: impl FnOnce() -> Outcome<(T, Undo)>) -> Outcome<(T, Guard)> {
     let mut made = made();
     let (thing, undo) = make()?;
@@ -61,7 +61,7 @@ pub(crate) fn make<T>(make: impl FnOnce() -> Outcome<(T, Undo)>) -> Outcome<(T, 
     Ok((thing, Guard { id }))
 }
 
-/// From now on a signal that ends us unmakes everything first.
+/// From now on, a signal that ends the process unmakes everything first.
 pub(crate) fn on_signals() -> Outcome<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals =
@@ -73,7 +73,7 @@ pub(crate) fn on_signals() -> Outcome<()> {
             while let Some((_, undo)) = made.pop_last() {
                 complain(undo());
             }
-            // The lock stays held: the main thread can make nothing more.
+            // The lock stays held, so that the main thread can make nothing more.
             std::process::exit(128 + signal);
         }
     });

@@ -1,7 +1,7 @@
-//! The process that works in a world: one phase, one file, one line of JSON at the end.
+//! The process that works in a world: one phase on one file, then one line of JSON.
 //!
-//! It runs as a child of the bench (`xtask bench workload`), in the memory group, so that its death by the OOM killer is
-//! a result and not the end of the bench. Every operation is timed on its own.
+//! It runs as a child of the bench (`xtask bench workload`), in the memory group, so that its death by the OOM killer
+//! is a result and not the end of the bench. Each operation is timed by itself.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -22,7 +22,7 @@ pub(crate) const BLOCK: usize = 1 << 20;
 /// The exponent of the skewed reads.
 pub(crate) const ZIPF: f64 = 1.1;
 
-/// What a child does.
+/// Phases of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Phase {
     /// Writes the file from where it ends, 1 MiB at a time, and fsyncs.
@@ -54,14 +54,14 @@ pub(crate) struct WorkloadArgs {
     seed: u64,
 }
 
-/// What a phase came to.
+/// The results of a phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Done {
-    /// Operations.
+    /// Number of operations.
     pub(crate) operations: f64,
     /// Bytes moved.
     pub(crate) bytes: f64,
-    /// Time they took altogether, in seconds.
+    /// Seconds for all of them.
     pub(crate) seconds: f64,
     /// Latencies in microseconds: 99%, 99.9%, the longest.
     pub(crate) latencies: [f64; 3],
@@ -70,15 +70,15 @@ pub(crate) struct Done {
 /// How a child ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ending {
-    /// Its numbers.
+    /// It finished, with these results.
     Done(Done),
     /// The kernel killed it.
     Killed,
-    /// It met an error, or did not end in time.
+    /// It failed, or did not end in time.
     Failed(String),
 }
 
-/// Does the work of the hidden subcommand, and prints its line.
+/// Does the work of the hidden subcommand, and prints the line of JSON.
 pub(crate) fn work(args: &WorkloadArgs) -> Outcome<()> {
     let start = Instant::now();
     let (histogram, bytes) = match args.phase {
@@ -199,27 +199,27 @@ fn single_pages(
     }
 }
 
-/// One phase to be run in a child.
+/// One phase to run in a child.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
-    /// What.
+    /// The phase.
     pub(crate) phase: Phase,
-    /// On which file.
+    /// The file to work on.
     pub(crate) file: &'a Path,
-    /// Of how many bytes.
+    /// Bytes of the file.
     pub(crate) size: u64,
-    /// How long, where it is random.
+    /// Seconds of a random phase.
     pub(crate) seconds: f64,
-    /// In how many threads.
+    /// Number of threads.
     pub(crate) threads: u64,
-    /// Which sequence.
+    /// Seed of the random numbers.
     pub(crate) seed: u64,
-    /// As whom.
+    /// The user to run as, if not the bench's.
     pub(crate) user: Option<&'a str>,
 }
 
 impl Job<'_> {
-    /// Runs it in the group.
+    /// Runs the phase in the group.
     pub(crate) fn run(&self, group: &Cgroup, patience: Duration) -> Outcome<Ending> {
         use clap::ValueEnum as _;
         use std::os::unix::process::ExitStatusExt as _;

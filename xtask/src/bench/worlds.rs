@@ -1,7 +1,7 @@
-//! The worlds a workload is run in: ours and its rivals, each mounted afresh and gone when dropped.
+//! The worlds that a workload runs in: overspill and its rivals, each mounted afresh and removed on drop.
 //!
-//! All take their disk space from the same place, [`Disk`], so that a store, a swap file and an ext4 file system meet
-//! the same device.
+//! All take their disk space from one [`Disk`], so that a store, a swap file and an ext4 file system use the same
+//! device.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,27 +12,27 @@ use super::cgroup::{Cgroup, Throttle};
 use super::tools::{During as _, MIB, Outcome, is_root, run, run_for};
 use super::undo::{self, Guard, Guards};
 
-/// Ours, or which rival.
+/// Overspill, or one of its rivals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// An overspill mount.
     Ours,
-    /// The same, its store a file for each object.
+    /// An overspill mount whose store has a file for each object.
     PerObject,
     /// The kernel's tmpfs.
     Tmpfs,
-    /// The kernel's tmpfs, with a swap file to go to.
+    /// The kernel's tmpfs, with a swap file.
     TmpfsSwap,
     /// The kernel's tmpfs, with swap in compressed memory (lz4).
     TmpfsZram,
-    /// ext4, or whatever file system the bench's directory is on where the disk is that directory.
+    /// ext4; where the disk is the bench's directory, the file system of that directory.
     Ext4,
     /// ext4 without journal, barriers and access times, on a disk of its own.
     Ext4Relaxed,
 }
 
 impl Kind {
-    /// Its name in the table.
+    /// The name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -49,54 +49,54 @@ impl Kind {
 /// Options of the relaxed ext4.
 pub(crate) const RELAXED: &str = "noatime,lazytime,nobarrier,noauto_da_alloc";
 
-/// Where disk space comes from.
+/// The source of disk space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disk {
     /// A directory of the file system the bench runs on.
     Directory,
     /// An ext4 file system on a loop device of its own (direct I/O).
     Loop {
-        /// What the device may do.
+        /// Limits of the device.
         throttle: Option<Throttle>,
-        /// Throttled is not this device but a second one below it. The kernel lets writes marked as swap or metadata past
-        /// a throttle; through the upper device they come as plain ones, and neighbours are joined by its queue.
+        /// The throttle is on a second device below this one. The kernel lets writes marked as swap or metadata pass a
+        /// throttle; from the upper device they come as plain writes, and its queue joins neighbours.
         queued: bool,
     },
 }
 
-/// What all worlds of a bench have in common.
+/// The settings that all worlds of a bench share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup<'a> {
-    /// A directory of ours for files and mountpoints.
+    /// A directory of the bench for files and mountpoints.
     pub(crate) base: &'a Path,
     /// The overspill program.
     pub(crate) program: &'a Path,
-    /// How much a world must hold, in bytes.
+    /// Bytes that a world must hold.
     pub(crate) size: u64,
-    /// The memory of ours, in bytes.
+    /// The memory of overspill, in bytes.
     pub(crate) memory: u64,
-    /// Where it spills to.
+    /// The disk that overspill spills to.
     pub(crate) disk: Disk,
-    /// The group that ours runs in.
+    /// The group that overspill runs in.
     pub(crate) cgroup: Option<&'a Cgroup>,
-    /// Who ours is mounted by, and used, where that is not who runs the bench.
+    /// The user who mounts and uses overspill, if not the user of the bench.
     pub(crate) user: Option<&'a str>,
 }
 
 impl Setup<'_> {
-    /// A command in the group, as the user.
+    /// A command that runs in the group, as the user.
     pub(crate) fn command(&self, program: &Path) -> Outcome<Command> {
         as_user(self.user, self.cgroup, program)
     }
 
-    /// Gives a path to the user.
+    /// Makes the user the owner of a path.
     fn hand_over(&self, path: &Path) -> Outcome<()> {
         let Some(user) = self.user else { return Ok(()) };
         run(Command::new("chown").arg(user).arg(path)).map(drop)
     }
 }
 
-/// A command in a group, as a user.
+/// A command that runs in a group, as a user.
 pub(crate) fn as_user(user: Option<&str>, group: Option<&Cgroup>, program: &Path) -> Outcome<Command> {
     let first = if user.is_some() { Path::new("runuser") } else { program };
     let mut command = match group {
@@ -109,21 +109,21 @@ pub(crate) fn as_user(user: Option<&str>, group: Option<&Cgroup>, program: &Path
     Ok(command)
 }
 
-/// A place to work in; it and all it rests on go when dropped.
+/// A place to work in. Its drop removes it and everything it rests on.
 #[derive(Debug)]
 pub(crate) struct World {
     /// Its top directory.
     pub(crate) dir: PathBuf,
-    /// Ours: the daemon.
+    /// The pid of overspill's daemon.
     pub(crate) daemon: Option<u32>,
-    /// Whose it is.
+    /// The user who mounted it, if not the user of the bench.
     user: Option<String>,
-    /// The block device under it, "major:minor", where that is known.
+    /// The block device under it, "major:minor", if that is known.
     pub(crate) device: Option<String>,
     guards: Guards,
 }
 
-/// A directory of the bench's own, empty, below `parent`.
+/// Makes an empty directory for the bench below `parent`.
 pub(crate) fn base(parent: &Path) -> Outcome<(PathBuf, Guards)> {
     let mut guards = Guards::default();
     std::fs::create_dir_all(parent).during(parent.display())?;
@@ -133,13 +133,13 @@ pub(crate) fn base(parent: &Path) -> Outcome<(PathBuf, Guards)> {
     Ok((dir, guards))
 }
 
-/// A name nobody has yet.
+/// A path that is not in use.
 fn fresh(base: &Path, what: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     base.join(format!("{what}-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// Makes a directory that goes when it is empty again.
+/// Makes a directory; the guard removes it, which must be empty then.
 fn directory(path: &Path) -> Outcome<Guard> {
     let path = path.to_path_buf();
     let ((), guard) = undo::make(|| {
@@ -149,7 +149,7 @@ fn directory(path: &Path) -> Outcome<Guard> {
     Ok(guard)
 }
 
-/// Makes a directory that goes with everything in it. Nothing is ever mounted in there.
+/// Makes a directory; the guard removes it with everything in it. Nothing is ever mounted in there.
 fn tree(path: &Path) -> Outcome<Guard> {
     let path = path.to_path_buf();
     let ((), guard) = undo::make(|| {
@@ -159,7 +159,7 @@ fn tree(path: &Path) -> Outcome<Guard> {
     Ok(guard)
 }
 
-/// Makes a file with all its blocks, that goes again.
+/// Makes a file with all its blocks; the guard removes it.
 pub(crate) fn file(path: &Path, size: u64) -> Outcome<Guard> {
     let path = path.to_path_buf();
     let ((), guard) = undo::make(|| {
@@ -179,7 +179,7 @@ pub(crate) fn file(path: &Path, size: u64) -> Outcome<Guard> {
     Ok(guard)
 }
 
-/// Mounts; `umount` is tried for a while, then the mount is taken out of sight.
+/// Mounts. The guard tries to unmount for 10 s, then detaches the mount.
 fn mount(arguments: &[&str], at: &Path) -> Outcome<Guard> {
     let at = at.to_path_buf();
     let ((), guard) = undo::make(|| {
@@ -206,7 +206,7 @@ fn unmount(at: &Path) -> Outcome<()> {
     }
 }
 
-/// Swaps onto a file or device, before any other swap.
+/// Swaps to a file or device, before any other swap.
 fn swap(on: &Path) -> Outcome<Guard> {
     let on = on.to_path_buf();
     run(Command::new("mkswap").arg(&on))?;
@@ -218,7 +218,7 @@ fn swap(on: &Path) -> Outcome<Guard> {
     Ok(guard)
 }
 
-/// A compressed swap device of our own.
+/// A zram device of the bench, for swap.
 fn zram(size: u64) -> Outcome<(PathBuf, Guard)> {
     const CONTROL: &str = "/sys/class/zram-control";
     if !Path::new(CONTROL).exists() {
@@ -250,7 +250,7 @@ fn zram(size: u64) -> Outcome<(PathBuf, Guard)> {
     })
 }
 
-/// A loop device over a file, with direct I/O: what it holds is in nobody's cache twice.
+/// A loop device over a file, with direct I/O, so that its data is not cached twice.
 fn loop_device(file: &Path) -> Outcome<(PathBuf, Guard)> {
     undo::make(|| {
         let made = run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(file))?;
@@ -267,7 +267,7 @@ fn number_of(device: &Path) -> Outcome<String> {
     Ok(std::fs::read_to_string(&path).during(path)?.trim().to_owned())
 }
 
-/// A directory with `size` bytes of disk to use, and the device that is under it.
+/// A directory with `size` bytes of disk space, and the device under it.
 fn disk(
     setup: &Setup<'_>,
     size: u64,
@@ -309,14 +309,14 @@ fn disk(
     Ok((at, Some(number)))
 }
 
-/// The block device a directory's file system says it is on.
+/// The block device of a directory's file system, if it has one.
 fn device_under(dir: &Path) -> Option<String> {
     let stat = rustix::fs::stat(dir).ok()?;
     let number = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     Path::new(&format!("/sys/dev/block/{number}")).exists().then_some(number)
 }
 
-/// The kind of file system a directory is on.
+/// The type of the file system that a directory is on.
 pub(crate) fn file_system(dir: &Path) -> String {
     let Ok(stat) = rustix::fs::stat(dir) else { return "unknown".into() };
     let number = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
@@ -326,7 +326,7 @@ pub(crate) fn file_system(dir: &Path) -> String {
     kind.unwrap_or("unknown").to_owned()
 }
 
-/// Bytes written so far to a block device ("major:minor"), counted by the kernel.
+/// Bytes written to a block device ("major:minor") so far, as the kernel counts them.
 pub(crate) fn written(device: &str) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/sys/dev/block/{device}/stat")).ok()?;
     let sectors: u64 = stat.split_whitespace().nth(6)?.parse().ok()?;
@@ -334,7 +334,7 @@ pub(crate) fn written(device: &str) -> Option<u64> {
 }
 
 impl World {
-    /// Makes a world, or says why it cannot be had here.
+    /// Makes a world, or returns the reason why it is not available here.
     pub(crate) fn make(kind: Kind, setup: &Setup<'_>) -> Outcome<Self> {
         let mut guards = Guards::default();
         match kind {
@@ -367,21 +367,21 @@ impl World {
         }
     }
 
-    /// Whether its daemon, if it has one, still runs.
+    /// True if its daemon still runs, or it has none.
     pub(crate) fn alive(&self) -> bool {
         let Some(pid) = self.daemon else { return true };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
     }
 
-    /// The most memory its daemon ever had resident, in bytes.
+    /// The most memory that its daemon ever had resident, in bytes.
     pub(crate) fn daemon_peak(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon?)).ok()?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kb| kb * 1024)
     }
 
-    /// Ours: bytes of memory that say where pages are.
+    /// Bytes of the records that locate pages. For overspill only.
     pub(crate) fn metadata(&self, program: &Path) -> Option<u64> {
         const CACHES: [&str; 4] = ["chunk", "extent", "segment", "tree node"];
         let info = self.ask(program, "slabinfo")?;
@@ -390,7 +390,7 @@ impl World {
         Some(ours.filter_map(|cache| cache["memory"].as_u64()).sum())
     }
 
-    /// Ours: what `stats` or `slabinfo` says of it.
+    /// The output of `stats` or `slabinfo`. For overspill only.
     pub(crate) fn ask(&self, program: &Path, what: &str) -> Option<serde_json::Value> {
         self.daemon?;
         let mut command = as_user(self.user.as_deref(), None, program).ok()?;
@@ -398,7 +398,7 @@ impl World {
         serde_json::from_slice(&output.stdout).ok()
     }
 
-    /// Takes all down, and waits for it: what a drop does, at a place one can see.
+    /// Removes the world and waits for that. A drop does the same, less visibly.
     pub(crate) fn end(self) {
         drop(self.guards);
     }
@@ -443,7 +443,7 @@ fn ours(setup: &Setup<'_>, layout: &str, mut guards: Guards) -> Outcome<World> {
     Ok(World { dir: at, daemon: Some(daemon), user: setup.user.map(str::to_owned), device, guards })
 }
 
-/// The daemon that serves a mount, as it says itself.
+/// The pid of the daemon that serves a mount, from its own statistics.
 fn daemon_of(setup: &Setup<'_>, at: &Path) -> Outcome<u32> {
     let said = run(as_user(setup.user, None, setup.program)?.args(["stats", "--json"]).arg(at))?;
     let stats: serde_json::Value = serde_json::from_str(&said).during("overspill stats --json")?;
@@ -451,7 +451,7 @@ fn daemon_of(setup: &Setup<'_>, at: &Path) -> Outcome<u32> {
     pid.ok_or_else(|| format!("overspill stats --json names no pid: {said}"))
 }
 
-/// Unmounts ours: politely, by force, and out of sight, whichever comes first; then no daemon is left.
+/// Unmounts overspill: plainly, else by force, else lazily. Then kills a daemon that is left.
 fn unmount_ours(program: &Path, at: &Path, daemon: Option<u32>) -> Outcome<()> {
     let polite = run(Command::new(program).arg("umount").arg(at));
     let Err(why) = polite else { return Ok(()) };
@@ -472,7 +472,7 @@ fn unmount_ours(program: &Path, at: &Path, daemon: Option<u32>) -> Outcome<()> {
     }
 }
 
-/// Whether the process is still an overspill daemon, and not another that got its number.
+/// True if the process is still an overspill daemon, and not another with the same pid.
 fn is_daemon(pid: rustix::process::Pid) -> bool {
     let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     line.split(|b| *b == 0).any(|argument| argument == b"--daemon-child")

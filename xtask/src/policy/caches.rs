@@ -1,12 +1,12 @@
-//! Caches of chunks by several policies. Plain and slow: a simulator's.
+//! Caches of chunks under several replacement policies, for simulation: plain and slow.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Which policy.
+/// Replacement policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Fifo,
-    /// The pager's own: two lists and one bit.
+    /// The pager of overspill: two lists and one bit.
     Ours,
     Lru,
     /// 2Q (Johnson, Shasha 1994).
@@ -32,30 +32,30 @@ impl Kind {
     }
 }
 
-/// What is known of a chunk in memory.
+/// The state of a chunk in memory.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
-    /// Which queue it is on.
+    /// The queue it is on.
     queue: usize,
-    /// Its latest place there: older ones of the same chunk are void.
+    /// Its latest place in that queue; older places of the chunk are void.
     stamp: u64,
-    /// Reads, as far as the policy counts them.
+    /// Reads that the policy has counted.
     reads: u32,
-    /// MQ: when it falls a queue lower.
+    /// MQ: the time at which it falls a queue lower.
     expires: u64,
 }
 
-/// A queue whose entries are void when their stamp is not the chunk's.
+/// A queue of chunks and stamps. An entry is void if its stamp is not the chunk's.
 type Queue = VecDeque<(u64, u64)>;
 
-/// A cache of so many chunks.
+/// A cache with room for so many chunks.
 pub(super) struct Cache {
     kind: Kind,
     capacity: usize,
     here: HashMap<u64, Entry>,
     queues: Vec<Queue>,
     lens: Vec<usize>,
-    /// Those that left not long ago, with their reads.
+    /// Chunks that left recently, with their reads.
     ghosts: HashMap<u64, u32>,
     ghost_order: VecDeque<u64>,
     now: u64,
@@ -98,7 +98,7 @@ impl Cache {
         self.append(chunk, queue);
     }
 
-    /// The oldest of a queue, still on it.
+    /// The oldest chunk that is still on a queue.
     fn oldest(&mut self, queue: usize) -> Option<u64> {
         while let Some(&(chunk, stamp)) = self.queues[queue].front() {
             if self.here.get(&chunk).is_some_and(|entry| entry.stamp == stamp) {
@@ -124,14 +124,14 @@ impl Cache {
         }
     }
 
-    /// Whether a chunk that is read is here.
+    /// Reads a chunk; returns true if it is in memory.
     pub(super) fn read(&mut self, chunk: u64) -> bool {
         let Some(entry) = self.here.get_mut(&chunk) else { return false };
         entry.reads += 1;
         match self.kind {
             Kind::Fifo | Kind::Ours | Kind::S3Fifo => {}
             Kind::Lru => self.move_to(chunk, 0),
-            // The first queue is for what came once: a read soon after is not yet a sign.
+            // The first queue holds chunks that came once: a read soon after is not yet a sign of reuse.
             Kind::TwoQ if entry.queue == 0 => {}
             Kind::TwoQ => self.move_to(chunk, 1),
             Kind::Mq => self.climb(chunk),
@@ -146,7 +146,7 @@ impl Cache {
         self.move_to(chunk, level);
     }
 
-    /// A chunk comes in, or comes anew: what it was is dead then.
+    /// Writes a chunk: it enters memory, or replaces its older version.
     pub(super) fn write(&mut self, chunk: u64) {
         if self.here.contains_key(&chunk) {
             self.rewrite(chunk);
@@ -191,7 +191,7 @@ impl Cache {
             Kind::Ours => self.evict_ours(),
             Kind::TwoQ => {
                 let first = if self.lens[0] > self.capacity / 4 || self.lens[1] == 0 { 0 } else { 1 };
-                // Only those of the first queue are remembered.
+                // Only chunks of the first queue are remembered.
                 self.evict_oldest(first, if first == 0 { self.capacity / 2 } else { 0 });
             }
             Kind::Mq => self.evict_mq(),
@@ -205,7 +205,7 @@ impl Cache {
         }
     }
 
-    /// As `Queues::next_victim` has it.
+    /// Evicts as `Queues::next_victim` does.
     fn evict_ours(&mut self) {
         loop {
             if self.lens[0] * 2 < self.lens[1]

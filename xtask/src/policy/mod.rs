@@ -1,9 +1,9 @@
-//! `cargo xtask policy LOG…`: which clusters should leave memory first, tried on what real mounts saw.
+//! `cargo xtask policy LOG…`: tries policies for the order in which clusters leave memory, on accesses of real mounts.
 //!
-//! A mount with `OVERSPILL_LOG=trace` logs each chunk that is read and written, as its VM sees them: misses and
-//! writebacks of the kernel's cache. Here they are played to caches of some sizes and policies; what counts is the share of
-//! reads that find their chunk in memory. Each policy is tried twice: as the pager does it, where only what is written
-//! comes in (the kernel keeps what was read), and with what is read coming in too.
+//! A mount with `OVERSPILL_LOG=trace` logs each chunk that is read or written, as its VM sees them: misses and
+//! writebacks of the kernel's cache. They are replayed to caches of several sizes and policies; the result is the share
+//! of reads that find their chunk in memory. Each policy is tried twice: as in the pager, where only written chunks
+//! enter (the kernel keeps those it read), and with read chunks entering too.
 
 mod caches;
 
@@ -21,17 +21,17 @@ pub(crate) struct PolicyArgs {
     logs: Vec<PathBuf>,
 }
 
-/// A chunk of an object was read or written.
+/// A read or write of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Access {
     chunk: u64,
     write: bool,
 }
 
-/// Sizes of the cache: one in so many of the chunks there are.
+/// Sizes of the cache: one in so many of the trace's chunks.
 const SHARES: [usize; 3] = [8, 4, 2];
 
-/// Plays the logs and prints the shares of reads that hit.
+/// Replays the logs and prints the shares of reads that hit.
 pub(crate) fn run(args: &PolicyArgs) -> Result<(), String> {
     for log in &args.logs {
         let trace = read(log)?;
@@ -64,7 +64,7 @@ fn columns(cells: &[String]) -> String {
     cells.iter().map(|cell| format!("{cell:>8}")).collect::<Vec<_>>().join("  ").replace(" of them", "")
 }
 
-/// How many reads found their chunk.
+/// The number of reads that found their chunk.
 fn hits(trace: &[Access], cache: &mut Cache, reads_enter: bool) -> usize {
     let mut hits = 0;
     for access in trace {
@@ -86,7 +86,7 @@ fn read(log: &Path) -> Result<Vec<Access>, String> {
     Ok(lines.filter_map(|line| access_of(&line)).collect())
 }
 
-/// `… TRACE access: read object=3 chunk=12`
+/// Parses a line `… TRACE access: read object=3 chunk=12`.
 fn access_of(line: &str) -> Option<Access> {
     let said = line.split_once(" access: ")?.1;
     let mut words = said.split_whitespace();
@@ -97,7 +97,7 @@ fn access_of(line: &str) -> Option<Access> {
     };
     let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=')?.parse::<u64>().ok();
     let (object, chunk) = (field("object")?, field("chunk")?);
-    // Objects are numbered by 32 bits, and none of a trace has 2^32 chunks.
+    // Object numbers have 32 bits, and no object of a trace has 2^32 chunks.
     Some(Access { chunk: object << 32 | chunk & 0xffff_ffff, write })
 }
 
@@ -116,7 +116,8 @@ mod tests {
         }
     }
 
-    /// What is read again and again while much is written once: whoever remembers reads keeps it, FIFO does not.
+    /// Few chunks are read again and again, many are written once: policies that remember reads keep the few, unlike
+    /// FIFO.
     #[test]
     fn policies_differ_where_they_should() {
         let mut trace = Vec::new();
@@ -131,7 +132,7 @@ mod tests {
         let reads = trace.iter().filter(|access| !access.write).count();
         for kind in Kind::ALL {
             let hit = |reads_enter| hits(&trace, &mut Cache::new(kind, 100), reads_enter);
-            // 2Q takes no notice of the first reads, and what it let go does not come back by being read.
+            // 2Q ignores the first reads, and a chunk that it evicted does not come back by a read.
             assert_eq!(hit(false) < reads / 10, matches!(kind, Kind::Fifo | Kind::TwoQ), "{kind:?}");
             assert!(hit(true) > reads / 2 && hit(true) <= reads, "{kind:?}: {} of {reads}", hit(true));
         }

@@ -1,5 +1,5 @@
-//! One allocator through all rows, in a process of its own: `slab-rivals NAME [ROW…]`. Prints `row<TAB>unit<TAB>value`.
-//! `cargo xtask bench slab` runs all of them in turn and compares.
+//! Runs one allocator through all rows, in a process of its own: `slab-rivals NAME [ROW…]`. Prints
+//! `row<TAB>unit<TAB>value`. `cargo xtask bench slab` runs every allocator in turn and compares them.
 
 mod rivals;
 mod rows;

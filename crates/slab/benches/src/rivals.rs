@@ -1,13 +1,13 @@
-//! The allocators, each by what a program would call.
+//! The allocators, each behind the calls that a program would use.
 
 use std::ptr::NonNull;
 
 use overspill_slab::{ObjectCache, Options};
 
-/// Sizes the rows use.
+/// The sizes that the rows use.
 pub const SIZES: [usize; 7] = [16, 64, 256, 700, 1024, 2048, 4096];
 
-/// The state a constructed object of 256 bytes has: a lock, a list head, counters, zeros.
+/// Gives an object of 256 bytes its constructed state: a lock, a list head, counters, zeros.
 pub fn construct(object: *mut u8) {
     let words = object.cast::<u64>();
     for i in 0..32 {
@@ -16,16 +16,16 @@ pub fn construct(object: *mut u8) {
     }
 }
 
-/// What a row measures. All are called from several threads.
+/// An allocator to measure. Its functions are called from several threads.
 pub trait Allocator: 'static {
-    /// Whether several threads may use it.
+    /// True if several threads may use it.
     const THREADS: bool = true;
-    /// An object of one of [`SIZES`].
+    /// Allocates an object of one of [`SIZES`].
     fn alloc(size: usize) -> *mut u8;
     /// # Safety
-    /// From `alloc` with this size.
+    /// `object` came from `alloc` with this size, and is used no more.
     unsafe fn free(object: *mut u8, size: usize);
-    /// A constructed object of 256 bytes.
+    /// Allocates a constructed object of 256 bytes.
     #[inline(always)]
     fn get() -> *mut u8 {
         let object = Self::alloc(256);
@@ -33,13 +33,13 @@ pub trait Allocator: 'static {
         object
     }
     /// # Safety
-    /// From `get`, in its constructed state.
+    /// `object` came from `get`, is in its constructed state, and is used no more.
     #[inline(always)]
     unsafe fn put(object: *mut u8) {
         // SAFETY: by contract.
         unsafe { Self::free(object, 256) };
     }
-    /// Gives back what can be given back.
+    /// Returns all unused memory to the system.
     fn purge();
 }
 
@@ -66,7 +66,7 @@ fn number(size: usize) -> usize {
 
 macro_rules! ours {
     ($name:ident, $magazines:literal, $colour:literal) => {
-        /// Object caches.
+        /// The object caches of this project, with these options.
         pub struct $name;
 
         impl $name {
@@ -94,7 +94,7 @@ macro_rules! ours {
 
             #[inline(always)]
             unsafe fn free(object: *mut u8, size: usize) {
-                // SAFETY: by contract; what was allocated is not null.
+                // SAFETY: by contract; an allocated object is not null.
                 unsafe { Self::cache(size).free(NonNull::new_unchecked(object)) };
             }
 
@@ -122,13 +122,13 @@ ours!(OursColoured, true, true);
 
 macro_rules! malloc {
     ($name:ident, $malloc:path, $free:path, $purge:expr) => {
-        /// The allocator of that name.
+        /// A rival, called through its C functions.
         pub struct $name;
 
         impl Allocator for $name {
             #[inline(always)]
             fn alloc(size: usize) -> *mut u8 {
-                // SAFETY: a size above 0.
+                // SAFETY: `size` is above 0.
                 unsafe { $malloc(size).cast() }
             }
 
@@ -145,12 +145,12 @@ macro_rules! malloc {
     };
 }
 
-/// Frees of C's kind, which are told no size.
+/// Frees in the manner of C, which take no size.
 macro_rules! unsized_free {
     ($name:ident, $free:path) => {
         #[inline(always)]
         unsafe fn $name(object: *mut u8, _: usize) {
-            // SAFETY: handed through.
+            // SAFETY: by the caller's contract.
             unsafe { $free(object.cast()) };
         }
     };
@@ -162,7 +162,7 @@ unsized_free!(mi_free, libmimalloc_sys::mi_free);
 
 #[inline(always)]
 unsafe fn sn_free(object: *mut u8, size: usize) {
-    // SAFETY: handed through.
+    // SAFETY: by the caller's contract.
     unsafe { snmalloc_sys::sn_rust_dealloc(object.cast(), 8, size) };
 }
 
@@ -173,7 +173,7 @@ malloc!(Glibc, libc::malloc, glibc_free, {
 malloc!(Jemalloc, tikv_jemalloc_sys::malloc, je_free, {
     // 4096 is MALLCTL_ARENAS_ALL.
     for name in [c"thread.tcache.flush", c"arena.4096.purge"] {
-        // SAFETY: names of controls that take and give nothing.
+        // SAFETY: these controls take no input and give no output.
         unsafe {
             let null = std::ptr::null_mut();
             assert_eq!(tikv_jemalloc_sys::mallctl(name.as_ptr(), null, null.cast(), null, 0), 0);
@@ -185,11 +185,11 @@ malloc!(Mimalloc, libmimalloc_sys::mi_malloc, mi_free, {
     unsafe { libmimalloc_sys::mi_collect(true) };
 });
 unsafe fn sn_malloc(size: usize) -> *mut u8 {
-    // SAFETY: a power of two, and a size above 0.
+    // SAFETY: the alignment is a power of two, and `size` is above 0.
     unsafe { snmalloc_sys::sn_rust_alloc(8, size).cast() }
 }
 
 malloc!(Snmalloc, sn_malloc, sn_free, {
-    // It has no purge to call; it decommits by itself.
+    // It has no function to purge: it decommits by itself.
     std::thread::sleep(std::time::Duration::from_secs(1));
 });

@@ -1,4 +1,4 @@
-//! What is measured. Times of pairs are the least of several rounds within the process, for a shared machine has slow
+//! The rows. The time of a pair is the least of several rounds within a process, because a shared machine has slow
 //! phases of twice the time; xtask takes medians over processes.
 
 use std::hint::black_box;
@@ -16,7 +16,7 @@ const PAIRS: usize = 200_000;
 
 type Say<'a> = dyn FnMut(&str, &str, f64) + 'a;
 
-/// Every row that is wanted.
+/// Measures every row that is wanted.
 pub fn all<A: Allocator>(wants: &dyn Fn(&str) -> bool, say: &mut Say) {
     for size in [256, 1024] {
         let row = format!("resident/live after 90% freed, {size} B");
@@ -77,7 +77,7 @@ fn threaded<A: Allocator>(wants: &dyn Fn(&str) -> bool, say: &mut Say) {
     }
 }
 
-/// Has a row measured by a process of its own, so that nothing else is resident; `None` in that process.
+/// Measures a row in a process of its own, so that nothing else is resident; `None` in that process.
 fn alone(row: &str) -> Option<f64> {
     let mut args = std::env::args();
     let (program, name) = (args.next()?, args.next()?);
@@ -106,7 +106,7 @@ fn constructed<A: Allocator>() -> f64 {
         let start = Instant::now();
         for i in 0..PAIRS {
             let object = black_box(A::get());
-            // SAFETY: a living object of 256 bytes; the user's field is put back as it was.
+            // SAFETY: a living object of 256 bytes; the byte written is 0 again, as constructed.
             unsafe {
                 object.add(128).write_volatile(i as u8);
                 object.add(128).write_volatile(0);
@@ -134,8 +134,8 @@ fn pair<A: Allocator>(size: usize) -> f64 {
     least((0..ROUNDS).map(round).collect())
 }
 
-/// The first word of each of 2,000 objects, one after the other: where objects of all slabs start at the same place of a
-/// page, they fight for few lines of the cache. Per object.
+/// Nanoseconds per object to read the first word of each of 2,000 objects, one after the other. Where the objects of
+/// all slabs start at the same offset in a page, they compete for few lines of the CPU's cache.
 fn walk<A: Allocator>() -> f64 {
     const SIZE: usize = 700;
     let objects: Vec<*mut u8> = (0..2000).map(|_| A::alloc(SIZE)).collect();
@@ -157,7 +157,7 @@ fn walk<A: Allocator>() -> f64 {
     time
 }
 
-/// `n` allocated, then all freed; per object.
+/// Nanoseconds per object to allocate `n` objects, then free them all.
 fn thousand<A: Allocator>(size: usize, n: usize) -> f64 {
     let mut objects = vec![std::ptr::null_mut(); n];
     let times = (100_000 / n).max(1);
@@ -186,7 +186,7 @@ fn rss() -> usize {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) * 1024
 }
 
-/// Resident bytes over live ones after nine in ten objects, chosen at random, are freed, and a purge.
+/// Resident bytes over live bytes, after nine in ten objects at random are freed and the allocator has purged.
 fn resident<A: Allocator>(size: usize) -> f64 {
     let n = (128 << 20) / size;
     // SAFETY of all: objects of this size, each freed once.
@@ -214,14 +214,14 @@ fn resident<A: Allocator>(size: usize) -> f64 {
     ratio
 }
 
-/// Time of a free, among so many live objects: random ones are freed and allocated again, 1000 at a time.
+/// Nanoseconds of a free among `live` objects: random ones are freed and allocated again, 1000 at a time.
 fn free_among<A: Allocator>(live: usize) -> f64 {
     const SIZE: usize = 64;
     let mut objects: Vec<*mut u8> = (0..live).map(|_| A::alloc(SIZE)).collect();
     let mut rng = SmallRng::seed_from_u64(1);
     let mut times = Vec::new();
     for _ in 0..200 {
-        // Chosen beforehand: finding them is no part of freeing them.
+        // Chosen before the clock starts: choosing them is no part of freeing them.
         let chosen: Vec<(usize, *mut u8)> = {
             let mut seen = std::collections::HashSet::new();
             let random = std::iter::repeat_with(|| rng.random_range(0..live)).filter(|i| seen.insert(*i));
@@ -245,7 +245,7 @@ fn free_among<A: Allocator>(live: usize) -> f64 {
     median(times)
 }
 
-/// Operations per second of so many threads, each with a working set of its own.
+/// Operations per second of `threads` threads, each with a working set of its own.
 fn parallel<A: Allocator>(threads: usize) -> f64 {
     let stop = &AtomicBool::new(false);
     let done = &AtomicUsize::new(0);
@@ -317,7 +317,7 @@ fn handed_over<A: Allocator>() -> f64 {
     n as f64 / start.elapsed().as_secs_f64()
 }
 
-/// The 99th percentile of an allocation, with the clock's own time in it.
+/// The 99th percentile of an allocation's nanoseconds, including the time to read the clock.
 fn latency<A: Allocator>(purging: bool) -> f64 {
     let stop = &AtomicBool::new(false);
     let mut times = Vec::with_capacity(1_000_000);

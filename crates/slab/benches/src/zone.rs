@@ -1,5 +1,5 @@
-//! The zone allocator, as the text of 2011 describes it (R50): a zone per type, free elements linked through themselves,
-//! and a collection that gives a page back when all its elements are free. Its historical rival, not a serious one.
+//! The zone allocator, as the text of 2011 describes it (R50): a zone per type, free elements linked through
+//! themselves, and a collection that returns a page when all its elements are free. A historical rival only.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -13,12 +13,12 @@ struct Pages {
     count: usize,
 }
 
-/// Zones for each size, for one thread.
+/// A zone for each size. For one thread only.
 pub struct Zone;
 
 struct Zones(UnsafeCell<[Pages; SIZES.len()]>);
 
-// SAFETY: `Zone` says that it is for one thread.
+// SAFETY: only one thread uses a `Zone`, as `THREADS` says.
 unsafe impl Sync for Zones {}
 
 static ZONES: Zones =
@@ -26,7 +26,7 @@ static ZONES: Zones =
 
 fn zone(size: usize) -> &'static mut Pages {
     let number = SIZES.iter().position(|s| *s == size).expect("one of the sizes");
-    // SAFETY: one thread, and no two references at once.
+    // SAFETY: one thread, and no caller holds two references at once.
     unsafe { &mut (*ZONES.0.get())[number] }
 }
 
@@ -46,14 +46,14 @@ fn map() -> *mut u8 {
     page.cast()
 }
 
-/// Takes every page back whose elements are all free: counts elements by page, as zone_gc did.
+/// Returns every page whose elements are all free: it counts the free elements per page, as zone_gc did.
 fn collect(size: usize) {
     let zone = zone(size);
     let mut of_page: HashMap<usize, usize> = HashMap::new();
     let mut at = zone.free;
     while !at.is_null() {
         *of_page.entry(at.addr() & !(PAGE - 1)).or_default() += 1;
-        // SAFETY: free elements hold the next.
+        // SAFETY: a free element holds the address of the next.
         at = unsafe { at.cast::<*mut u8>().read() };
     }
     let whole = |at: *mut u8| of_page[&(at.addr() & !(PAGE - 1))] == PAGE / size;
@@ -76,7 +76,7 @@ fn collect(size: usize) {
     }
     zone.free = kept;
     for page in gone {
-        // SAFETY: mapped by `map`, and all its elements are out of the list.
+        // SAFETY: mapped by `map`, and the list has none of its elements any more.
         unsafe { libc::munmap(page.cast(), PAGE) };
     }
 }
@@ -98,7 +98,7 @@ impl Allocator for Zone {
             }
         }
         let element = zone.free;
-        // SAFETY: free elements hold the next.
+        // SAFETY: a free element holds the address of the next.
         zone.free = unsafe { element.cast::<*mut u8>().read() };
         zone.count += 1;
         element
@@ -106,7 +106,7 @@ impl Allocator for Zone {
 
     unsafe fn free(object: *mut u8, size: usize) {
         let zone = zone(size);
-        // SAFETY: the element is the zone's now.
+        // SAFETY: the caller gave the element up, and it has room for a pointer.
         unsafe { object.cast::<*mut u8>().write(zone.free) };
         zone.free = object;
         zone.count -= 1;

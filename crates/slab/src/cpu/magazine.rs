@@ -1,31 +1,31 @@
-//! Magazines: arrays of objects that are free for whoever holds the magazine.
+//! Magazines: arrays of free objects. Only the holder of a magazine adds or takes objects.
 
 use std::ptr::null_mut;
 
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// Objects follow the header, `capacity` of them; as many as the count says are there.
+/// The header. `capacity` pointers to objects follow it, of which the first `count` are valid.
 #[repr(C)]
 pub(crate) struct Magazine {
-    /// The count in the lowest 16 bits, and above them how many allocations it served: both change with one store.
-    /// Atomic because snapshots read it while the owner changes it; nothing is ordered by it.
+    /// The count in the lowest 16 bits, and above them the allocations served: one store changes both. Atomic because
+    /// snapshots read it while the holder writes it; it orders nothing.
     word: AtomicU64,
     pub(crate) capacity: u32,
-    /// The next in a depot's list.
+    /// The next magazine in a stack of the depot.
     pub(crate) next: *mut Magazine,
 }
 
-/// Bytes before the objects; the rseq paths know this number.
+/// Bytes before the objects; the assembly in `rseq` contains this number.
 #[cfg(not(feature = "shuttle"))]
 const HEADER: usize = 24;
 
 #[cfg(not(feature = "shuttle"))]
 const _: () = assert!(size_of::<Magazine>() == HEADER);
 
-// SAFETY: a magazine belongs to one holder at a time; `next` is the depot's, under its lock.
+// SAFETY: a magazine has one holder at a time; `next` changes only under the depot's lock.
 unsafe impl Sync for Magazine {}
 
-/// What is loaded where no magazine is: empty and full at once, so that both ways lead to the slow path.
+/// Loaded in a slot without a magazine: empty and full at once, so that allocation and free take the slow path.
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn nothing() -> *mut Magazine {
     static NOTHING: Magazine = Magazine { word: AtomicU64::new(0), capacity: 0, next: null_mut() };
@@ -34,7 +34,7 @@ pub(crate) fn nothing() -> *mut Magazine {
 
 #[cfg(feature = "shuttle")]
 pub(crate) fn nothing() -> *mut Magazine {
-    // An atomic of shuttle's belongs to one execution: one for each thread that asks, leaked by the test's process.
+    // An atomic of shuttle's belongs to one execution: each execution gets a magazine, which the test's process leaks.
     shuttle::lazy_static! {
         static ref NOTHING: usize = Box::leak(Box::new(Magazine {
             word: AtomicU64::new(0),
@@ -45,24 +45,24 @@ pub(crate) fn nothing() -> *mut Magazine {
     *NOTHING as *mut Magazine
 }
 
-/// What an allocation adds to a magazine's word: one served, one object less.
+/// Added to a magazine's word by an allocation: one more served, one object less.
 const POP: u64 = (1 << 16) - 1;
 
 impl Magazine {
-    /// Bytes of a magazine for so many objects.
+    /// Bytes of a magazine for `capacity` objects.
     pub(crate) const fn bytes(capacity: usize) -> usize {
         size_of::<Magazine>() + capacity * size_of::<*mut u8>()
     }
 
     /// # Safety
-    /// `at` has room for [`Magazine::bytes`] of the capacity.
+    /// `at` has room for [`Magazine::bytes`] of `capacity`.
     pub(crate) unsafe fn init(at: *mut Magazine, capacity: usize) {
         let capacity = u32::try_from(capacity).expect("small");
         // SAFETY: by contract.
         unsafe { at.write(Magazine { word: AtomicU64::new(0), capacity, next: null_mut() }) };
     }
 
-    /// The place of an object.
+    /// The address of the pointer at `index`.
     ///
     /// # Safety
     /// `at` is a magazine and `index` below its capacity.
@@ -71,7 +71,7 @@ impl Magazine {
         unsafe { at.add(1).cast::<*mut u8>().add(index) }
     }
 
-    /// How many objects are there.
+    /// The number of objects in the magazine.
     ///
     /// # Safety
     /// `at` is a magazine.
@@ -80,7 +80,7 @@ impl Magazine {
         (unsafe { (*at).word.load(Ordering::Relaxed) } & 0xffff) as usize
     }
 
-    /// How many allocations it has served.
+    /// Allocations served since [`Magazine::take_served`].
     ///
     /// # Safety
     /// `at` is a magazine.
@@ -99,7 +99,7 @@ impl Magazine {
         }
     }
 
-    /// Counts an allocation, and an object less.
+    /// Counts one allocation: one more served, one object less.
     ///
     /// # Safety
     /// The caller holds the magazine, and it is not empty.
@@ -108,7 +108,7 @@ impl Magazine {
         unsafe { (*at).word.store((*at).word.load(Ordering::Relaxed) + POP, Ordering::Relaxed) };
     }
 
-    /// Takes the count of allocations out of it.
+    /// Returns the number of allocations served, and resets it.
     ///
     /// # Safety
     /// The caller holds the magazine.
@@ -121,28 +121,28 @@ impl Magazine {
         }
     }
 
-    /// The objects that are there.
+    /// The objects in the magazine.
     ///
     /// # Safety
-    /// The caller holds the magazine, as long as it holds the slice.
+    /// The caller holds the magazine for as long as it uses the slice.
     pub(crate) unsafe fn objects<'a>(at: *mut Magazine) -> &'a mut [*mut u8] {
         // SAFETY: by contract, and the first `count` are initialised.
         unsafe { std::slice::from_raw_parts_mut(Self::object(at, 0), Self::count(at)) }
     }
 }
 
-/// What one CPU, or one thread, has. A line of its own.
+/// The magazines of one CPU or thread. It has a cache line to itself.
 #[repr(C, align(64))]
 pub(crate) struct Slot {
-    /// Never null. Its contents change only on this CPU or thread; which magazine it is, only under the depot's lock.
+    /// Never null. Only this CPU or thread changes the magazine; the pointer changes only under the depot's lock.
     pub(crate) loaded: AtomicPtr<Magazine>,
-    /// Or null. Under the depot's lock.
+    /// May be null. Guarded by the depot's lock.
     pub(crate) previous: AtomicPtr<Magazine>,
-    /// Allocations that magazines served which were loaded here. Under the depot's lock.
+    /// Allocations served by magazines that have left this slot. Guarded by the depot's lock.
     pub(crate) hits: AtomicU64,
-    /// The owner is inside a fast path (threads only).
+    /// Not 0 while the owner is in a fast path (threads only).
     pub(crate) busy: AtomicU32,
-    /// What a reaper took out of `loaded` for a moment, else nothing. Under the depot's lock.
+    /// The magazine that a reaper took out of `loaded` for a moment, else `nothing()`. Guarded by the depot's lock.
     pub(crate) held: AtomicPtr<Magazine>,
 }
 

@@ -1,7 +1,7 @@
-//! The CPU layer: a loaded magazine for each CPU or thread, reached without a lock.
+//! The CPU layer: a loaded magazine for each CPU or thread, used without a lock.
 //!
-//! Per CPU by restartable sequences where the C library registered them, else per thread (see [`CpuMode`]). Both keep
-//! their magazines in [`Slot`]s; what differs is whose slot is mine, and how a reaper makes sure that nobody is inside.
+//! Per CPU where the C library registered restartable sequences, else per thread (see [`CpuMode`]). Both keep magazines
+//! in [`Slot`]s. They differ in how a thread finds its slot, and in how a reaper keeps the owner out of a slot.
 
 mod magazine;
 #[cfg(all(target_arch = "x86_64", not(feature = "shuttle")))]
@@ -18,12 +18,12 @@ pub(crate) use magazine::{Magazine, Slot, nothing};
 
 use crate::sync::atomic::Ordering;
 
-/// Whose magazines are whose.
+/// Which magazines a thread uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CpuMode {
-    /// A magazine a CPU, by restartable sequences.
+    /// One magazine per CPU, by restartable sequences.
     Cpu,
-    /// A magazine a thread.
+    /// One magazine per thread.
     Thread,
     /// No magazines: every operation takes the cache's lock.
     Off,
@@ -32,10 +32,10 @@ pub enum CpuMode {
 #[derive(Clone, Copy)]
 struct Machine {
     mode: CpuMode,
-    /// Of the thread's `struct rseq`.
+    /// Offset of the thread's `struct rseq` from the thread pointer.
     rseq: isize,
     slots: usize,
-    /// The membarrier(2) command by which a reaper gets into slots of others; `None` when it cannot.
+    /// The membarrier(2) command that lets a reaper into other slots; `None` if the kernel has none.
     barrier: Option<libc::c_int>,
 }
 
@@ -62,7 +62,7 @@ fn machine() -> Machine {
 }
 
 impl Machine {
-    /// The mode that was asked for, or the next that this machine has.
+    /// The requested mode, or the next one that this machine supports.
     fn with(mode: CpuMode) -> Machine {
         if mode == CpuMode::Off {
             return Machine { mode, rseq: 0, slots: 0, barrier: None };
@@ -71,7 +71,7 @@ impl Machine {
             && let Some(rseq) = rseq::offset()
             && membarrier(REGISTER_BARRIER_RSEQ)
         {
-            // SAFETY: asks for a number.
+            // SAFETY: sysconf(3) takes and returns integers.
             let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
             let slots = usize::try_from(cpus).unwrap_or(1).max(1);
             return Machine { mode: CpuMode::Cpu, rseq, slots, barrier: Some(BARRIER_RSEQ) };
@@ -81,22 +81,22 @@ impl Machine {
     }
 }
 
-/// Chooses what caches of this process use, in the environment's place. False, and nothing changed, when a cache has been
-/// made already.
+/// Chooses the mode of this process's caches, whatever the environment says. Returns false, and changes nothing, if a
+/// mode was chosen or used before.
 pub fn choose_cpu_mode(mode: CpuMode) -> bool {
     MACHINE.set(Machine::with(mode)).is_ok()
 }
 
-/// What caches of this process use. `OVERSPILL_SLAB_CPU` (`thread`, `off`) in the environment chooses otherwise.
+/// The mode of this process's caches. `OVERSPILL_SLAB_CPU` (`thread`, `off`) in the environment overrides the default.
 pub fn cpu_mode() -> CpuMode {
     machine().mode
 }
 
 /// The slots of one cache.
 pub(crate) struct CpuLayer {
-    /// `count` of them.
+    /// Points to `count` slots.
     slots: *mut Slot,
-    /// 0: no magazines.
+    /// 0 without magazines.
     count: usize,
     rseq: isize,
     mode: CpuMode,
@@ -108,13 +108,13 @@ impl CpuLayer {
         CpuLayer { slots: null_mut(), count: 0, rseq: 0, mode: CpuMode::Off, barrier: None }
     }
 
-    /// How many slots a cache needs.
+    /// The number of slots that a cache needs.
     pub(crate) fn slots_needed() -> usize {
         machine().slots
     }
 
     /// # Safety
-    /// `slots` has room for [`CpuLayer::slots_needed`], aligned, as long as the layer is used.
+    /// `slots` is aligned, has room for [`CpuLayer::slots_needed`], and outlives the layer.
     pub(crate) unsafe fn new(slots: *mut Slot) -> Self {
         let Machine { mode, rseq, slots: count, barrier } = machine();
         for i in 0..count {
@@ -132,14 +132,14 @@ impl CpuLayer {
         if self.count == 0 {
             return &[];
         }
-        // SAFETY: by the contract of `new`.
+        // SAFETY: by the contract of `new`, which wrote `count` slots.
         unsafe { std::slice::from_raw_parts(self.slots, self.count) }
     }
 
-    /// An object from what is loaded here.
+    /// Pops an object from the loaded magazine of this CPU or thread; `None` if it is empty.
     #[inline(always)]
     pub(crate) fn pop(&self) -> Option<NonNull<u8>> {
-        // SAFETY: by the contract of `new`, and the mode says which slots these are.
+        // SAFETY: by the contract of `new`; the mode says whether these are slots of CPUs or of threads.
         NonNull::new(unsafe {
             if self.mode == CpuMode::Cpu {
                 rseq::pop(self.rseq, self.slots, self.count)
@@ -149,10 +149,10 @@ impl CpuLayer {
         })
     }
 
-    /// Puts an object into what is loaded here; false when there is no room.
+    /// Pushes an object into the loaded magazine of this CPU or thread; returns false if it is full.
     ///
     /// # Safety
-    /// The object is the caller's to give, and of this cache.
+    /// The object is of this cache, and the caller owns it.
     #[inline(always)]
     pub(crate) unsafe fn push(&self, object: NonNull<u8>) -> bool {
         // SAFETY: as in `pop`.
@@ -165,7 +165,7 @@ impl CpuLayer {
         }
     }
 
-    /// The number of the slot that is ours now; a thread may be moved to another CPU at once.
+    /// The number of this CPU's or thread's slot. A thread may migrate at once, and then the number is another CPU's.
     pub(crate) fn here(&self) -> Option<usize> {
         let number = match self.mode {
             CpuMode::Cpu => rseq::cpu(self.rseq),
@@ -175,16 +175,16 @@ impl CpuLayer {
         (number < self.count).then_some(number)
     }
 
-    /// Loads `new` in place of `old`, which then is the caller's. False when the slot is not ours any more.
+    /// Loads `new` in place of `old`, which the caller then holds. Returns false if `old` is not loaded or we migrated.
     ///
     /// # Safety
-    /// `number` came from [`CpuLayer::here`], the depot's lock is held, `new` is the caller's.
+    /// `number` came from [`CpuLayer::here`]; the caller holds the depot's lock and `new`.
     pub(crate) unsafe fn load(&self, number: usize, old: *mut Magazine, new: *mut Magazine) -> bool {
         if self.mode == CpuMode::Cpu {
             // SAFETY: by contract.
             return unsafe { rseq::load(self.rseq, self.slots, number, old, new) };
         }
-        // A thread's slot is ours as long as we live; the lock keeps reapers out.
+        // A thread keeps its slot until it ends, and the depot's lock keeps reapers out.
         let slot = &self.slots()[number];
         if slot.loaded.load(Ordering::Relaxed) != old {
             return false;
@@ -193,11 +193,11 @@ impl CpuLayer {
         true
     }
 
-    /// Runs `work` while every loaded magazine is in its slot's `held`, and nobody else can use it. False, and not run,
-    /// when this machine has no way to do that.
+    /// Runs `work` while every loaded magazine is in its slot's `held`, where no other thread uses it. Returns false,
+    /// without running `work`, if membarrier(2) does not work on this machine.
     ///
     /// # Safety
-    /// The depot's lock is held.
+    /// The caller holds the depot's lock.
     pub(crate) unsafe fn with_all_held(&self, work: impl FnOnce()) -> bool {
         let Some(barrier) = self.barrier else { return false };
         for slot in self.slots() {

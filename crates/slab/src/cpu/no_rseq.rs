@@ -1,4 +1,4 @@
-//! Where restartable sequences are not written for: none.
+//! A stub for builds without restartable sequences: other architectures, and the model checker.
 
 use super::magazine::{Magazine, Slot};
 
@@ -11,7 +11,7 @@ pub(super) fn cpu(_: isize) -> usize {
 }
 
 /// # Safety
-/// Never called, because there is no offset.
+/// Never called, because [`offset`] returns `None`.
 pub(super) unsafe fn pop(_: isize, _: *mut Slot, _: usize) -> *mut u8 {
     std::ptr::null_mut()
 }

@@ -1,14 +1,14 @@
-//! Slots of CPUs, by restartable sequences: the kernel restarts a sequence in which the thread was preempted, moved or
-//! signalled, so a slot is used by one thread at a time without an atomic operation. glibc (2.35 on) registers them.
+//! Slots of CPUs, by restartable sequences. The kernel restarts a sequence whose thread was preempted, migrated or
+//! signalled, so one thread at a time uses a slot, without atomic operations. glibc registers them from 2.35 on.
 //!
-//! Each sequence ends with the one store that makes it count; whatever it stored before that is not looked at.
+//! Each sequence ends with the one store that commits it; nobody reads its earlier stores before that.
 
 use std::arch::asm;
 use std::ffi::c_void;
 
 use super::magazine::{Magazine, Slot};
 
-/// Where this process' threads keep their `struct rseq`, from the thread pointer; `None` where they have none.
+/// Offset of every thread's `struct rseq` from the thread pointer; `None` if glibc registered none.
 pub(super) fn offset() -> Option<isize> {
     // SAFETY: the names are C strings; the symbols, where they exist, are a ptrdiff_t and an unsigned int that never
     // change after start-up.
@@ -25,12 +25,12 @@ pub(super) fn offset() -> Option<isize> {
 }
 
 fn symbol(name: &std::ffi::CStr) -> Option<*mut c_void> {
-    // SAFETY: a C string, looked up among what is loaded.
+    // SAFETY: the name is a C string, looked up among the loaded objects.
     let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!at.is_null()).then_some(at)
 }
 
-/// The CPU this thread ran on a moment ago.
+/// The CPU on which this thread ran a moment ago.
 pub(super) fn cpu(offset: isize) -> usize {
     let cpu: u32;
     // SAFETY: reads a field of this thread's registered `struct rseq`.
@@ -40,7 +40,7 @@ pub(super) fn cpu(offset: isize) -> usize {
     cpu as usize
 }
 
-/// Announces the sequence from 3 to 4, to be restarted at 2: the descriptor, and the landing with glibc's signature.
+/// Announces the sequence from label 3 to 4, which restarts at 2: descriptor, and abort handler with glibc's signature.
 macro_rules! sequence {
     ($($line:literal),+ $(,)?) => {
         concat!(
@@ -63,16 +63,16 @@ macro_rules! sequence {
     };
 }
 
-/// Takes an object from this CPU's loaded magazine; null when it is empty.
+/// Pops an object from this CPU's loaded magazine; null if it is empty.
 ///
 /// # Safety
-/// `slots` are `count` slots of CPUs; `rseq` is [`offset`].
+/// `slots` points to `count` slots of CPUs; `rseq` came from [`offset`].
 #[inline(always)]
 pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8 {
     let object: *mut u8;
-    // SAFETY: magazines are alive while loaded: a loaded one is replaced only on this CPU, or by a reaper that then
-    // restarts this sequence (membarrier) before it looks inside. Offsets are those of Slot and Magazine;
-    // 0xffff is one allocation more and one object less (Magazine::POP).
+    // SAFETY: a loaded magazine is alive: it is replaced only on this CPU, or by a reaper that restarts this sequence
+    // (membarrier) before it looks inside. The constants are the offsets of Slot's and Magazine's fields; 0xffff is
+    // Magazine::POP: one allocation more, one object less.
     unsafe {
         asm!(
             sequence!(
@@ -106,14 +106,14 @@ pub(super) unsafe fn pop(rseq: isize, slots: *mut Slot, count: usize) -> *mut u8
     object
 }
 
-/// Puts an object into this CPU's loaded magazine; false when it is full.
+/// Pushes an object into this CPU's loaded magazine; false if it is full.
 ///
 /// # Safety
-/// As for [`pop`]; the object is the caller's to give.
+/// As for [`pop`]; the caller owns the object.
 #[inline(always)]
 pub(super) unsafe fn push(rseq: isize, slots: *mut Slot, count: usize, object: *mut u8) -> bool {
     let done: u32;
-    // SAFETY: as in `pop`; below the capacity there is room for one more.
+    // SAFETY: as in `pop`; a count below the capacity leaves room for one more.
     unsafe {
         asm!(
             sequence!(
@@ -149,10 +149,10 @@ pub(super) unsafe fn push(rseq: isize, slots: *mut Slot, count: usize, object: *
     done != 0
 }
 
-/// Loads `new` on CPU `cpu` in place of `old`; false when we run elsewhere, or something else is loaded.
+/// Loads `new` on CPU `cpu` in place of `old`; false if this thread runs elsewhere or `old` is not loaded.
 ///
 /// # Safety
-/// As for [`pop`]; the caller holds the depot's lock, and `new`.
+/// As for [`pop`]; the caller holds the depot's lock and `new`.
 pub(super) unsafe fn load(
     rseq: isize,
     slots: *mut Slot,

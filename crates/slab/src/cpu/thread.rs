@@ -1,6 +1,6 @@
-//! Slots of threads, where there are no restartable sequences. A thread takes a number for its life; the next thread
-//! with that number finds what is left in the slot. Who wants into another's slot says so by loading nothing there,
-//! makes every thread see that (membarrier), and waits until the owner is out of its fast path.
+//! Slots of threads, for machines without restartable sequences. A thread takes a number for its life; the next thread
+//! with that number inherits the slot's magazines. A reaper takes the magazine out of another thread's slot, makes
+//! every thread see that (membarrier), and waits until the owner has left its fast path.
 
 use std::cell::Cell;
 use std::sync::atomic::{Ordering as Plain, compiler_fence};
@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering as Plain, compiler_fence};
 use super::magazine::{Magazine, Slot};
 use crate::sync::atomic::Ordering;
 
-/// Threads that can have a slot at once; more go to the depot each time.
+/// Threads that can have a slot at once; any other thread uses the slabs directly.
 pub(super) const THREADS: usize = 32;
 
 #[cfg(not(feature = "shuttle"))]
@@ -23,7 +23,7 @@ mod number {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     const _: () = assert!(THREADS == u32::BITS as usize);
 
-    /// Gives the number back when its thread ends.
+    /// Returns the number when its thread ends.
     struct Keeper(usize);
 
     impl Drop for Keeper {
@@ -38,13 +38,13 @@ mod number {
         static KEEPER: Cell<Option<Keeper>> = const { Cell::new(None) };
     }
 
-    /// This thread's number, or one too large.
+    /// This thread's number; no slot has it if it is `NOT_YET` or `NONE`.
     #[inline(always)]
     pub(super) fn get() -> usize {
         NUMBER.get()
     }
 
-    /// Takes a number, if this thread has not tried yet.
+    /// Takes a number, unless this thread has tried before.
     pub(super) fn take() {
         if NUMBER.get() != NOT_YET {
             return;
@@ -53,7 +53,7 @@ mod number {
         let before = TAKEN.fetch_update(Ordering::Acquire, Ordering::Relaxed, lowest);
         let number = before.map(|taken| taken.trailing_ones() as usize).unwrap_or(NONE);
         NUMBER.set(number);
-        // In a thread's last moments there is nothing left to give the number back: then it takes none.
+        // A thread that has destroyed its locals has no keeper to return the number: it takes none.
         if number != NONE && KEEPER.try_with(|keeper| keeper.set(Some(Keeper(number)))).is_err() {
             drop(Keeper(number));
         }
@@ -85,7 +85,7 @@ mod number {
     }
 }
 
-/// This thread's number; [`THREADS`] or more when it has none.
+/// This thread's number; [`THREADS`] or more if it has none.
 pub(super) fn number() -> usize {
     number::take();
     number::get()
@@ -94,7 +94,7 @@ pub(super) fn number() -> usize {
 /// Runs `work` on this thread's loaded magazine, as its owner.
 ///
 /// # Safety
-/// `slots` are `count` slots of threads.
+/// `slots` points to `count` slots of threads.
 #[inline(always)]
 unsafe fn with_loaded<R>(
     slots: *mut Slot,
@@ -105,10 +105,10 @@ unsafe fn with_loaded<R>(
     if number >= count {
         return None;
     }
-    // SAFETY: below `count`.
+    // SAFETY: `number` is below `count`.
     let slot = unsafe { &*slots.add(number) };
     slot.busy.store(1, Ordering::Relaxed);
-    // The reaper's membarrier turns this into a barrier of the CPU's where one is needed.
+    // The reaper's membarrier(2) turns this into a barrier of the CPU when one is needed.
     compiler_fence(Plain::SeqCst);
     let result = work(slot, slot.loaded.load(Ordering::Acquire));
     slot.busy.store(0, Ordering::Release);
@@ -122,7 +122,7 @@ unsafe fn with_loaded<R>(
 #[inline(always)]
 pub(super) unsafe fn pop(slots: *mut Slot, count: usize) -> *mut u8 {
     let take = |_: &Slot, magazine: *mut Magazine| {
-        // SAFETY: a loaded magazine is alive, and its contents are the owner's while it is busy.
+        // SAFETY: a loaded magazine is alive, and only the owner touches its contents while `busy` is set.
         unsafe {
             let left = Magazine::count(magazine).checked_sub(1)?;
             Magazine::served_one(magazine);
@@ -137,11 +137,11 @@ pub(super) unsafe fn pop(slots: *mut Slot, count: usize) -> *mut u8 {
 /// See [`super::rseq::push`].
 ///
 /// # Safety
-/// As for [`with_loaded`]; the object is the caller's to give.
+/// As for [`with_loaded`]; the caller owns the object.
 #[inline(always)]
 pub(super) unsafe fn push(slots: *mut Slot, count: usize, object: *mut u8) -> bool {
     let put = |_: &Slot, magazine: *mut Magazine| {
-        // SAFETY: as in `pop`; below the capacity there is room.
+        // SAFETY: as in `pop`; a count below the capacity leaves room for one more.
         unsafe {
             let n = Magazine::count(magazine);
             if n >= (*magazine).capacity as usize {
