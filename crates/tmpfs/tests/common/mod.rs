@@ -1,4 +1,4 @@
-//! What the tests share: a VM of a given number of frames, a store in memory, a clock that ticks when asked.
+//! Helpers of the tests: a VM of a given number of frames, a store in memory, a clock that ticks when it is read.
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Store for MemStore {
     }
 }
 
-/// A VM with room for `frames` pages and whatever metadata takes of them, over a store of `blocks`.
+/// A VM over `store` with room for `frames` pages and their metadata.
 pub(crate) fn vm_on(frames: usize, store: Arc<MemStore>) -> Vm {
     let mut config = VmConfig::new(64 << 20);
     config.batch_bytes = VmConfig::new(1).batch_bytes;
@@ -97,7 +97,7 @@ pub(crate) fn vm(frames: usize) -> Vm {
     vm_on(frames, MemStore::new(8192))
 }
 
-/// Time in seconds that moves by one each time somebody looks.
+/// A clock in seconds that advances by one each time it is read.
 pub(crate) struct Ticks(AtomicI64);
 
 impl Clock for Ticks {
@@ -132,12 +132,12 @@ pub(crate) fn fs_on(vm: &Vm, size_pages: u64) -> TmpFs {
     TmpFs::new(config(vm, size_pages)).unwrap()
 }
 
-/// A file system with plenty of everything.
+/// A file system with ample memory and space.
 pub(crate) fn fs() -> TmpFs {
     fs_on(&vm(4096), 4096)
 }
 
-/// Bytes that do not shrink.
+/// Incompressible bytes.
 pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 1_u64;
     std::iter::repeat_with(|| {
@@ -148,7 +148,7 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     .collect()
 }
 
-// The waiting operations, driven to their end in place.
+// The waiting operations, driven to completion in place.
 
 pub(crate) fn read(fs: &TmpFs, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
     let mut buf = vec![0xEE; len];
@@ -179,7 +179,7 @@ pub(crate) fn truncate(fs: &TmpFs, ino: u64, size: u64) -> Result<Attr, FsError>
     setattr(fs, ino, SetAttr { size: Some(size), ..SetAttr::default() })
 }
 
-/// A directory's names with their inodes, without the dots.
+/// Lists a directory's names with their inodes, without the dots.
 pub(crate) fn list(fs: &TmpFs, dir: u64) -> Vec<(Vec<u8>, Attr)> {
     let mut found = Vec::new();
     fs.readdir_plus(dir, 0, &mut |entry, attr| {
