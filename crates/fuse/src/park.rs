@@ -1,13 +1,13 @@
-//! Requests that wait: parked state, not parked threads.
+//! Parked requests: a request that waits keeps state, not a thread.
 //!
-//! An operation is first tried where it arrived. If it must wait, the thread waits with it for some milliseconds,
-//! as long as enough other threads are left to serve: memory and the store mostly answer within that. What takes
-//! longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew is harmless: a write
-//! writes the same bytes again, and store reads under way are joined.)
+//! The thread that received an operation tries it first. If it must wait, the thread waits with it for some
+//! milliseconds, as long as enough other threads are left to serve: memory and the store mostly answer within that.
+//! An operation that takes longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew
+//! is harmless: a write writes the same bytes again, and store reads under way are joined.)
 //!
-//! Tasks are bounded. Written data they hold is at most what the kernel sends in the background
-//! (`max_background` requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered
-//! fail after [`READ_TIMEOUT`], so that one hung store does not keep the kernel's background queue from others.
+//! Tasks are bounded. They hold at most as much written data as the kernel sends in the background (`max_background`
+//! requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered fail after
+//! [`READ_TIMEOUT`], so that a hung store does not fill the kernel's background queue.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -27,30 +27,30 @@ use shuttle as imp;
 #[cfg(not(feature = "shuttle"))]
 use std as imp;
 
-/// Runs parked operations. The facade's driver does.
+/// Runs parked operations. The facade's driver implements it.
 pub trait Spawn: Send + Sync {
-    /// Runs `task` to its end, some time, on some thread.
+    /// Runs `task` to completion, at some time, on some thread.
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>);
 
-    /// This thread is about to begin an operation. What it asks of the store need not wake anybody before
+    /// This thread is about to begin an operation. The operation's store requests need wake no other thread before
     /// [`Spawn::begun`].
     fn begin(&self) {}
 
-    /// The operation has begun. When it waits, `help` says that this thread can do what it waits for; it may then be busy
-    /// with it for as long as the store takes.
+    /// The operation has begun. With `help` it waits and this thread can do the work it waits for, which keeps the
+    /// thread busy for as long as the store takes.
     fn begun(&self, help: bool) {
         let _ = help;
     }
 }
 
-/// How long a thread waits with its request before it parks it, which copies what is to be written. When memory is short
+/// Time that a thread waits with its request before it parks it, which copies data to be written. When memory is short
 /// a writer's turn comes after that of some tens of others, a millisecond each.
 const WAIT_IN_PLACE: Duration = Duration::from_millis(40);
 
-/// How long a parked read waits for a store before it fails with EIO.
+/// Time that a parked read waits for a store before it fails with EIO.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same when half of the kernel's background queue is parked already.
+/// The same if half of the kernel's background queue is parked already.
 const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
 
 struct Unpark(Thread);
@@ -65,7 +65,7 @@ imp::thread_local! {
     static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
 }
 
-/// A reply that somebody waits for, who is told when there will be none.
+/// A reply that a process waits for; `fail` tells it that there will be none.
 pub(crate) trait Reply: Send {
     fn fail(self);
 }
@@ -78,7 +78,7 @@ impl Reply for ReplyData {
 
 pub(crate) struct Parking<R = ReplyData> {
     spawn: Arc<dyn Spawn>,
-    /// Threads that may wait in place at once.
+    /// Most threads that may wait in place at once.
     may_wait: usize,
     waiting: AtomicUsize,
     reads: Mutex<HashMap<u64, ParkedRead<R>>>,
@@ -89,12 +89,12 @@ pub(crate) struct Parking<R = ReplyData> {
 struct ParkedRead<R> {
     deadline: Instant,
     reply: R,
-    /// Wakes the task, so that it sees that its time is up.
+    /// Wakes the task when its time is up.
     waker: Option<Waker>,
 }
 
 impl<R: Reply> Parking<R> {
-    /// `threads` serve requests; the kernel sends at most `background` at once that nobody is known to wait for.
+    /// `threads` serve requests; the kernel sends at most `background` background requests at once.
     pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Self {
         Parking {
             spawn,
@@ -106,7 +106,7 @@ impl<R: Reply> Parking<R> {
         }
     }
 
-    /// Runs `op` here if it ends at once or nearly so. `None`: it does not, and was dropped.
+    /// Runs `op` on this thread if it ends at once or nearly so. Otherwise drops it and returns `None`.
     pub(crate) fn try_here<T>(&self, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);
         WAKER.with(|waker| {
@@ -121,7 +121,7 @@ impl<R: Reply> Parking<R> {
                 self.spawn.begun(false);
                 return None;
             }
-            // Most of what is waited for is one read, done sooner here than by waking somebody who does it.
+            // Most operations wait for one read: this thread does it sooner than one that it would have to wake.
             self.spawn.begun(true);
             let until = Instant::now() + WAIT_IN_PLACE;
             let value = loop {
@@ -148,7 +148,7 @@ impl<R: Reply> Parking<R> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a parked read's reply until the read ends or its time is up.
+    /// Keeps a parked read's reply, under the number returned, until the read ends or its time is up.
     pub(crate) fn hold(&self, reply: R) -> u64 {
         let number = self.next_read.fetch_add(1, Ordering::Relaxed);
         let mut reads = self.reads();
@@ -157,12 +157,12 @@ impl<R: Reply> Parking<R> {
         number
     }
 
-    /// The reply of a parked read, unless its time was up.
+    /// Takes the reply of a parked read, unless its time was up.
     pub(crate) fn take(&self, number: u64) -> Option<R> {
         self.reads().remove(&number).map(|read| read.reply)
     }
 
-    /// Runs `op` to its end, or drops it and answers `None` when the parked read's time is up.
+    /// Runs `op` to completion, or drops it and returns `None` when the parked read's time is up.
     pub(crate) async fn until_expired<T>(&self, number: u64, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);
         std::future::poll_fn(|cx| {
@@ -180,7 +180,7 @@ impl<R: Reply> Parking<R> {
         .await
     }
 
-    /// Fails the reads whose time is up. To be called now and then.
+    /// Fails the reads whose time is up. A thread must call it regularly.
     pub(crate) fn expire(&self, now: Instant) {
         let late: Vec<ParkedRead<R>> =
             self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
@@ -198,7 +198,7 @@ impl<R: Reply> Parking<R> {
 
 #[cfg(all(test, feature = "shuttle"))]
 mod model {
-    //! `cargo test -p overspill-fuse --features shuttle --lib park`: a wake-up that is lost is a deadlock.
+    //! `cargo test -p overspill-fuse --features shuttle --lib park`: a lost wake-up is a deadlock.
 
     use super::*;
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -218,7 +218,7 @@ mod model {
         fn spawn(&self, _: Pin<Box<dyn Future<Output = ()> + Send>>) {}
     }
 
-    /// Counts how it was answered.
+    /// Counts failures and answers.
     #[derive(Clone, Default)]
     struct Answers(Shared<(AtomicUsize, AtomicUsize)>);
 
@@ -262,7 +262,7 @@ mod model {
         Shared::new(Parking::new(Arc::new(Nobody), 4, 8))
     }
 
-    /// A parked read whose store never answers ends when its time is up, and is told so once.
+    /// A parked read whose store never answers ends when its time is up, and fails once.
     #[test]
     fn a_parked_read_ends_when_its_time_is_up() {
         explore(|| {
@@ -277,7 +277,7 @@ mod model {
         });
     }
 
-    /// A read that ends just when its time is up is answered once, one way or the other.
+    /// A read that ends just when its time is up is answered or failed, once.
     #[test]
     fn a_parked_read_is_answered_once() {
         explore(|| {
@@ -298,7 +298,7 @@ mod model {
         });
     }
 
-    /// Threads that wait in place with their operations are woken by what ends these, each its own.
+    /// Threads that wait in place are woken, each by the end of its own operation.
     #[test]
     fn operations_that_wait_in_place_end() {
         explore(|| {

@@ -1,8 +1,8 @@
-//! Several requests to one file at once, from one thread (io_uring).
+//! Several concurrent requests to one file, from one thread (io_uring).
 //!
-//! Who owns what: a buffer that is read into belongs to the ring and cannot be had while its read is under way; one that
-//! is written from is shared with the ring, so that nobody has it to change it, until the write has ended. A ring that is
-//! dropped waits for what is under way.
+//! A read buffer belongs to the ring and cannot be accessed while its read is under way. A write buffer is shared with
+//! the ring, so that it cannot be changed until the write has ended. A ring that is dropped waits for requests under
+//! way.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -13,21 +13,21 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::AlignedBuf;
 
-/// The file's number among registered files: there is one.
+/// The file's index among registered files: there is one.
 const FILE: types::Fixed = types::Fixed(0);
 
-/// How many requests of each kind there may be.
+/// Limits on the requests of each kind.
 #[derive(Debug, Clone, Copy)]
 pub struct RingSize {
-    /// Reads at once.
+    /// Concurrent reads.
     pub reads: usize,
-    /// The most bytes of one.
+    /// Most bytes of a read.
     pub read_bytes: usize,
-    /// Writes at once.
+    /// Concurrent writes.
     pub writes: usize,
 }
 
-/// What has ended, and how: the bytes that were moved, perhaps fewer than asked for.
+/// A request that has ended, and its result: the number of bytes moved, perhaps fewer than asked for.
 #[derive(Debug)]
 pub enum RingEvent {
     /// The read in this slot; its bytes are in [`Ring::read_buffer`].
@@ -36,34 +36,34 @@ pub enum RingEvent {
     Write(usize, io::Result<usize>),
 }
 
-/// Wakes who waits in [`Ring::wait`].
+/// Wakes the thread that waits in [`Ring::wait`].
 #[derive(Debug, Clone)]
 pub struct RingWaker(Arc<OwnedFd>);
 
 impl RingWaker {
     /// Ends the wait under way, or the next one.
     pub fn wake(&self) {
-        // Can only fail when it has been rung 2^64 times without anybody looking.
+        // Fails only after 2^64 wake-ups that the ring has not read.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
-/// Requests to one file. Of one thread: the kernel insists on the one that made it.
+/// Requests to one file, from one thread: the kernel insists on the thread that made the ring.
 pub struct Ring {
     ring: IoUring,
-    /// Registered with the ring; kept open for it.
+    /// The registered file; kept open for the ring.
     _file: OwnedFd,
     bufs: Vec<AlignedBuf>,
-    /// Whether the kernel knows them: then it need not look up their pages each time.
+    /// The buffers are registered: the kernel need not look up their pages for each request.
     registered: bool,
     reading: Vec<bool>,
     writing: Vec<Option<Arc<AlignedBuf>>>,
     bell: Arc<OwnedFd>,
-    /// What the bell's count is read into. A box of its own: the kernel has its address.
+    /// Buffer for the bell's count. In a box of its own, because the kernel has its address.
     rung: Box<[u8; 8]>,
     /// A read of the bell is under way.
     listening: bool,
-    /// The kernel knows of a bound for waiting.
+    /// The kernel supports a timeout for waiting.
     bounded: bool,
 }
 
@@ -85,10 +85,10 @@ fn name(kind: u64, slot: usize) -> u64 {
 }
 
 impl Ring {
-    /// A ring on `file`, opened once more for it.
+    /// Makes a ring on a duplicate of `file`.
     ///
     /// # Errors
-    /// When the kernel has no io_uring or forbids it: containers mostly do.
+    /// If the kernel has no io_uring or forbids it: containers mostly do.
     pub fn new(file: BorrowedFd<'_>, size: RingSize) -> io::Result<Ring> {
         let file = file.try_clone_to_owned()?;
         let entries = u32::try_from((size.reads + size.writes + 1).next_power_of_two()).unwrap_or(u32::MAX);
@@ -112,33 +112,34 @@ impl Ring {
             .iter_mut()
             .map(|buf| libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() })
             .collect();
-        // SAFETY: the buffers are the ring's own, never move, and are freed after the ring (`Drop` sees to it that nothing
-        // is under way then).
+        // SAFETY: the buffers are the ring's own, never move, and are freed after the ring (`Drop` makes sure that
+        // nothing is under way then).
         let known = unsafe { ring.ring.submitter().register_buffers(&iovecs) };
-        // Refused where too little memory may be locked: then pages are looked up for each request.
+        // Refused if too little memory may be locked: then the kernel looks pages up for each request.
         ring.registered = known.is_ok();
         Ok(ring)
     }
 
-    /// Who wakes this ring.
+    /// Returns a handle that wakes this ring.
     pub fn waker(&self) -> RingWaker {
         RingWaker(self.bell.clone())
     }
 
-    /// A slot that no read uses.
+    /// Returns a slot that no read uses.
     pub fn free_read(&self) -> Option<usize> {
         self.reading.iter().position(|busy| !busy)
     }
 
-    /// A slot that no write uses.
+    /// Returns a slot that no write uses.
     pub fn free_write(&self) -> Option<usize> {
         self.writing.iter().position(Option::is_none)
     }
 
-    /// Asks for `len` bytes at `offset` of the file. It begins with the next [`Ring::wait`] or [`Ring::submit`].
+    /// Queues a read of `len` bytes at `offset` of the file. It begins with the next [`Ring::wait`] or
+    /// [`Ring::submit`].
     ///
     /// # Panics
-    /// When the slot is in use or its buffer too short.
+    /// If the slot is in use or its buffer too short.
     pub fn read(&mut self, slot: usize, offset: u64, len: usize) {
         assert!(
             !self.reading[slot] && len <= self.bufs[slot].len(),
@@ -153,57 +154,57 @@ impl Ring {
         };
         self.reading[slot] = true;
         // SAFETY: the buffer is the ring's, `len` bytes of it at least, and is not touched before the read has ended:
-        // `read_buffer` refuses while `reading` says so.
+        // `read_buffer` refuses while `reading` is set.
         unsafe { self.push(&entry.user_data(name(KIND_READ, slot))) }
     }
 
-    /// The buffer of a slot no read of which is under way: the bytes of the last one, as many as it had.
+    /// Returns the buffer of a slot without a read under way: it begins with the bytes of the last read.
     ///
     /// # Panics
-    /// When one is.
+    /// If a read is under way.
     pub fn read_buffer(&mut self, slot: usize) -> &mut [u8] {
         assert!(!self.reading[slot], "the kernel has it");
         &mut self.bufs[slot]
     }
 
-    /// Asks that the first `len` bytes of `buf` be written at `offset`. As [`Ring::read`].
+    /// Queues a write of the first `len` bytes of `buf` at `offset`. As [`Ring::read`].
     ///
     /// # Panics
-    /// When the slot is in use or the buffer too short.
+    /// If the slot is in use or the buffer too short.
     pub fn write(&mut self, slot: usize, offset: u64, buf: Arc<AlignedBuf>, len: usize) {
         assert!(self.writing[slot].is_none() && len <= buf.len(), "a free slot, and no more than there is");
         let entry = opcode::Write::new(FILE, buf.as_ptr(), u32::try_from(len).expect("buffers are small"));
         self.writing[slot] = Some(buf);
         let entry = entry.offset(offset).build().user_data(name(KIND_WRITE, slot));
-        // SAFETY: the buffer is kept in `writing` until the write has ended. It is shared, so nobody can change it.
+        // SAFETY: the buffer is kept in `writing` until the write has ended. It is shared, so it cannot be changed.
         unsafe { self.push(&entry) }
     }
 
     /// # Safety
-    /// What the entry points to must live, and be left alone, until its completion was seen.
+    /// The memory that the entry points to must live, and be left alone, until its completion was seen.
     unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: as the caller promised.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
-            // There is room for every slot, so what is in it was only not handed over yet.
+            // There is room for every slot, so the queue is full only of entries that were not submitted yet.
             if self.ring.submit().is_err() {
                 std::thread::yield_now();
             }
         }
     }
 
-    /// Begins what was asked for.
+    /// Submits the queued requests.
     ///
     /// # Errors
-    /// As the kernel says. What was asked for is still to be begun.
+    /// As the kernel reports. The requests stay queued.
     pub fn submit(&mut self) -> io::Result<()> {
         again(|| self.ring.submit()).map(drop)
     }
 
-    /// Begins what was asked for; waits until something has ended, somebody rings, or so much time is over; says what has
-    /// ended to `seen`.
+    /// Submits the queued requests, waits until a request ends, a [`RingWaker`] rings, or `at_most` has passed, and
+    /// passes each request that has ended to `seen`.
     ///
     /// # Errors
-    /// When the kernel will not wait. What has ended was said all the same.
+    /// If the kernel refuses to wait. Requests that have ended were passed on all the same.
     pub fn wait(&mut self, at_most: Duration, mut seen: impl FnMut(&mut Ring, RingEvent)) -> io::Result<()> {
         self.listen();
         let waited = self.enter(at_most);
@@ -219,7 +220,7 @@ impl Ring {
         }
         let entry = opcode::Read::new(types::Fd(self.bell.as_raw_fd()), self.rung.as_mut_ptr(), 8).build();
         self.listening = true;
-        // SAFETY: the eight bytes are boxed and nobody looks at them; the bell is open as long as the ring.
+        // SAFETY: the eight bytes are boxed and not accessed; the bell is open as long as the ring.
         unsafe { self.push(&entry.user_data(name(KIND_BELL, 0))) }
     }
 
@@ -233,7 +234,7 @@ impl Ring {
             }
         });
         match waited {
-            // Time is over; or there is more to be looked at before anything else is taken.
+            // The time has passed; or completions must be taken before more requests are accepted.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             other => other.map(drop),
         }
@@ -269,7 +270,7 @@ impl Drop for Ring {
         self.waker().wake();
         while self.is_busy() {
             if self.enter(Duration::from_secs(1)).is_err() {
-                // The kernel may still have their addresses: better lost than somebody else's.
+                // The kernel may still use these buffers: better leaked than freed and reused.
                 std::mem::take(&mut self.bufs).into_iter().for_each(std::mem::forget);
                 std::mem::take(&mut self.writing).into_iter().for_each(std::mem::forget);
                 std::mem::forget(std::mem::take(&mut self.rung));
@@ -281,7 +282,7 @@ impl Drop for Ring {
 }
 
 fn build(entries: u32) -> io::Result<IoUring> {
-    // One thread, that looks when it likes: nobody is interrupted to be told. Linux 6.1; before that, without.
+    // One thread submits, and looks for completions itself: no interrupts. Needs Linux 6.1; older kernels go without.
     let modern = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
     match modern {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::builder().build(entries),
@@ -289,7 +290,7 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-/// Until no signal comes in between.
+/// Repeats a call that a signal interrupts.
 fn again<T>(mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match f() {
@@ -307,7 +308,7 @@ mod tests {
 
     const SIZE: RingSize = RingSize { reads: 4, read_bytes: 8192, writes: 2 };
 
-    /// A ring on an empty file, where this machine has any.
+    /// A ring on an empty file, if this machine has io_uring.
     fn ring() -> Option<(std::fs::File, Ring)> {
         let file = tempfile::tempfile().unwrap();
         match Ring::new(file.as_fd(), SIZE) {
