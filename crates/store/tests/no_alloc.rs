@@ -1,4 +1,4 @@
-//! R35, R59: allocate, free and encode take no heap memory, counted by an allocator that counts.
+//! R35, R59: allocate, free and encode take no heap memory, as counted by the allocator of this test.
 
 mod common;
 
@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Heap calls of this thread, both ways, while `f` runs.
+/// Counts heap calls of this thread, allocations and frees, while `f` runs.
 fn heap_calls(f: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     f();
@@ -80,7 +80,7 @@ fn a_file_store_allocates_nothing_for_a_run() {
     let store = FileStore::in_directory(dir.path(), 1 << 20).unwrap();
     settle(&store, true);
     let calls = heap_calls(|| {
-        // More often than there is room for: refusing allocates nothing either.
+        // More often than there is room for: a refusal allocates nothing either.
         for turn in 0..2000 {
             if let Ok(run) = store.allocate(1, 64)
                 && turn % 3 == 0
@@ -105,7 +105,7 @@ fn encoding_and_decoding_allocate_nothing() {
     }
     let mixed: Vec<u8> =
         noise.iter().enumerate().map(|(i, b)| if i % 5000 < 3000 { 3 } else { *b }).collect();
-    // Reading what zstd packed allocates once a thread.
+    // Decoding zstd allocates once per thread.
     let (encoded, payload) = encoders[1].encode(1, Grain::Fine, [&mixed[..BLOCK]]);
     decode(&encoded, 1, 0..1, payload, &mut back).unwrap();
     let calls = heap_calls(|| {

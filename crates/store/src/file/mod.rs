@@ -1,4 +1,4 @@
-//! A store in a file without a name.
+//! A store in an unnamed file.
 //!
 //! ```text
 //!              maintain(true): fallocate                allocate
@@ -10,9 +10,9 @@
 //! - Only *free* blocks can be handed out, and free blocks are backed by the disk: writing to them makes the
 //!   host file system allocate nothing (R35, R61). Blocks beyond the frontier and punched groups are *absent*.
 //! - The space lock is held for moments, never over a system call or a heap allocation: pageout takes it. The
-//!   upkeep lock serialises [`Store::maintain`], which nobody in a hurry calls. Order: upkeep, then space.
-//! - What maintain works on it has first **taken** from the allocator, as if it were anyone's run; so nobody can
-//!   be given a block that is being punched, and nothing needs checking afterwards.
+//!   upkeep lock serialises [`Store::maintain`], which may take long. Order: upkeep, then space.
+//! - Maintain first **takes** the blocks it works on from the allocator, like any other caller; so a block that is
+//!   being punched cannot be handed out, and nothing needs checking afterwards.
 //! - The file has no name from the start, and vanishes with the process, however that ends.
 
 mod io;
@@ -34,14 +34,14 @@ use crate::{AllocError, BLOCK, Run, Store, Usage, check_range, lock};
 /// Free, prepared blocks that are kept ahead of the allocator unless told otherwise: 32 MiB.
 const AHEAD: u32 = 8192;
 
-/// A store in an unnamed file of a directory that its user chose. See the module's source for how space moves.
+/// A store in an unnamed file of a directory that its user chose. The module's source shows how space moves.
 #[derive(Debug)]
 pub struct FileStore {
     io: io::Io,
     capacity: u32,
     /// Blocks to keep prepared.
     ahead: u32,
-    /// Blocks that are prepared at first; then as many as there are.
+    /// Blocks that the first step prepares; later steps double the total.
     first_step: u32,
     /// Bytes to leave free on the disk (R39).
     keep_free: u64,
@@ -49,35 +49,35 @@ pub struct FileStore {
     upkeep: Mutex<upkeep::Upkeep>,
 }
 
-/// What the allocator knows. Taken by pageout: see the module.
+/// State of the allocator. Pageout takes its lock: see the module.
 #[derive(Debug)]
 struct Space {
     blist: Blist,
-    /// Blocks in the hands of others.
+    /// Blocks handed out.
     allocated: u32,
     /// Blocks below the frontier that are not on the disk; taken from `blist`.
     absent: u32,
-    /// The disk gave no more when last asked.
+    /// The disk refused more space when last asked.
     refused: bool,
-    /// Somebody was turned away since space was last prepared.
+    /// An allocation failed since space was last prepared.
     starved: bool,
 }
 
 impl Space {
-    /// Whether preparing more may help.
+    /// Returns true if preparing more may help.
     fn can_grow(&self) -> bool {
         !self.refused && (self.absent > 0 || self.blist.prepared() < self.blist.capacity())
     }
 }
 
 impl FileStore {
-    /// A store of up to `capacity_blocks` in an unnamed file in `dir`.
+    /// Creates a store of up to `capacity_blocks` in an unnamed file in `dir`.
     pub fn in_directory(dir: &Path, capacity_blocks: u32) -> Result<FileStore, StoreError> {
         Ok(Self::new(open::unnamed(dir)?, capacity_blocks, true))
     }
 
-    /// A store in a file at `path`, which must not exist unless `force` allows to destroy its contents. Its name
-    /// is gone on return.
+    /// Creates a store in an unnamed file in the directory of `path`. No file may exist at `path`, unless `force`
+    /// allows to remove it.
     pub fn at_path(path: &Path, capacity_blocks: u32, force: bool) -> Result<FileStore, StoreError> {
         Ok(Self::new(open::at_path(path, force)?, capacity_blocks, true))
     }
@@ -123,7 +123,7 @@ impl FileStore {
         self
     }
 
-    /// How the file is read and written. May go from direct to buffered at the first I/O.
+    /// The kind of I/O on the file. May change from direct to buffered at the first I/O.
     #[must_use]
     pub fn mode(&self) -> IoMode {
         self.io.mode()
@@ -134,14 +134,14 @@ impl FileStore {
     }
 }
 
-/// Blocks a file of this process may have. Beyond RLIMIT_FSIZE the kernel would send a signal, not an error.
+/// Most blocks of a file of this process. Beyond RLIMIT_FSIZE the kernel would send a signal, not an error.
 fn largest_file() -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
     limit.and_then(|bytes| u32::try_from(bytes / BLOCK as u64).ok()).unwrap_or(u32::MAX)
 }
 
 impl Store for FileStore {
-    /// `min` is at most [`GROUP`]: longer runs are not promised, so asking for one is answered `Full`.
+    /// `min` is at most [`GROUP`]: longer runs are not promised, so a request for one fails with `Full`.
     fn allocate(&self, min: u32, max: u32) -> Result<Run, AllocError> {
         if min > GROUP {
             return Err(AllocError::Full);
