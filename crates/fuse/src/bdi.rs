@@ -1,7 +1,7 @@
 //! The kernel's write-back settings of a mount (its backing device info): the limit on its dirty data.
 //!
 //! By default Linux limits a FUSE mount's dirty data to about 1% of memory, strictly. `strict_limit=0` would lift that
-//! to gigabytes, whatever `max_bytes` says, against a small memory cgroup; so the limit stays strict, and root raises
+//! to gigabytes, regardless of `max_bytes`, against a small memory cgroup; so the limit stays strict, and root raises
 //! `max_bytes`.
 
 use std::fs;

@@ -44,7 +44,7 @@ pub(crate) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// A regular file shows a page at least. Under a write-back cache the kernel shows the last count it was told until
+/// A regular file shows a page at least. Under a write-back cache the kernel shows the last count it was sent until
 /// data reaches us, and tools take a file that has bytes and no blocks for nothing but zeros (`tar -S` archives it so).
 fn least_blocks(kind: FileKind) -> u64 {
     if kind == FileKind::Regular { 8 } else { 0 }

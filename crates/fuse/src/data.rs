@@ -34,7 +34,7 @@ impl Server {
             self.parking.park(async move {
                 let mut buf = vec![0; size];
                 let read = server.fs.read(ino, offset, &mut buf);
-                // Ends early when its time is up, which frees buffer, gate and place in the queue.
+                // The task ends early when its time is up, which frees buffer, gate and place in the queue.
                 if let Some(result) = server.parking.until_expired(number, read).await
                     && let Some(reply) = server.parking.take(number)
                 {

@@ -54,7 +54,7 @@ pub(crate) struct Server {
     pub(crate) nobody: FileAttr,
     /// A thread waits for FORGETs: at most one, the others are needed to receive them.
     pub(crate) awaiting_forgets: AtomicBool,
-    /// Number of orphans left after a wait in vain: files that are still open.
+    /// Number of orphans left after a fruitless wait: files that are still open.
     pub(crate) lasting_orphans: AtomicU64,
     /// `debug=evict`: the kernel's copy of each file that is read or written is dropped at once.
     pub(crate) evict: AtomicBool,

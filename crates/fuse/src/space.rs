@@ -37,7 +37,7 @@ pub(crate) struct Space {
     asked_rx: Mutex<Option<Receiver<()>>>,
     /// The mount cannot be remounted, so the kernel must ask before each write(2).
     asks_instead: AtomicBool,
-    /// Pages that the kernel may hold dirty: their writers were told that they are written.
+    /// Pages that the kernel may hold dirty: their write(2) has returned already.
     promised: AtomicU64,
     /// Number of pages left below which the remount or the asking begins.
     near: AtomicU64,

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! - **No run crosses a segment.** So a run is at most [`SEGMENT`] blocks, and an edit touches one path.
-//! - Freeing blocks raises `big` exactly, taking blocks leaves it alone, and a search that it sent into a child in
-//!   vain makes it exact. Each edit can cause one vain search, so the cost stays bounded.
+//! - Freeing blocks raises `big` exactly, taking blocks leaves it alone, and a fruitless search that it caused makes
+//!   it exact. Each edit can cause one such search, so the cost stays bounded.
 //! - [`Blist::prepare`] adds segments, from a [`Stock`] that is made without any lock held: a large capacity costs
 //!   nothing until it is used, and [`Blist::allocate`] and [`Blist::free`] never take memory.
 //! - Allocation continues where the last one ended while it finds runs of the wanted length, so that writing is

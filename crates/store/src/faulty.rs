@@ -16,7 +16,7 @@
 //! | read misdirected | an error for that range |
 //! | full, not ready | waiting, another store, or ENOSPC to a writer that may be refused |
 //!
-//! Never acceptable, whatever the faults: wrong bytes, zeros for data, a hang, a leaked run.
+//! Never acceptable, with any fault: wrong bytes, zeros for data, a hang, a leaked run.
 //! There is no redundancy below, so a corrupted page is lost; the tests check that the loss is reported.
 
 use std::io;

@@ -5,7 +5,7 @@
 //!   bit: region may have a free frame    bit: frame is free
 //! ```
 //! Allocation takes the lowest free frame it sees, so that a shrinking population gathers in the low regions and
-//! whole high regions fall free; [`Arena::release`] gives those back to the kernel. Taking and freeing a frame are
+//! whole high regions become free; [`Arena::release`] gives those back to the kernel. Taking and freeing a frame are
 //! a few atomic operations and no lock. The arena sets no limit on the frames taken at once: the VM's budget
 //! reserves before it takes (iron rule 1).
 

@@ -1,6 +1,6 @@
 //! A hash table that grows leaf by leaf.
 //!
-//! Lookup costs a few steps whatever the number of entries; no insertion moves more than one leaf, so none is slow
+//! Lookup costs a few steps for any number of entries; no insertion moves more than one leaf, so none is slow
 //! (R51), and nothing needs one growing contiguous block (R75). Leaves split on the next four bits of the hash and
 //! are merged again when they empty, so that removal returns memory.
 

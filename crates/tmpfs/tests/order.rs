@@ -41,7 +41,7 @@ macro_rules! parked_write {
     ($fs:expr, $ino:expr, $offset:expr, $data:expr) => {{
         let mut offset = 1 << 30;
         loop {
-            // Fill what pageout has freed since.
+            // Fill memory that pageout has freed since.
             let filler = $fs.lookup(ROOT, b"filler").unwrap().ino;
             let noise = noise(PAGE);
             let mut fill = pin!($fs.write(filler, offset, &noise, WriteFlags::default()));

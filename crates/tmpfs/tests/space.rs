@@ -128,7 +128,7 @@ fn a_full_store_and_memory_refuse_and_recover() {
     };
     assert_eq!(refused.errno(), ENOSPC);
     assert_eq!(fs.getattr(ino).unwrap().size, size);
-    // Write until not one page more can be had.
+    // Write until not one more page is accepted.
     let other = fs.create(ROOT, b"other", 0o644, ME).unwrap().ino;
     let (mut more, mut refusals) = (0, 0);
     while refusals < 5 {

@@ -31,7 +31,7 @@ pub use per_object::PerObjectStore;
 use crate::blist::{Blist, GROUP};
 use crate::{AllocError, BLOCK, Run, Store, Usage, check_range, lock};
 
-/// Free, prepared blocks that are kept ahead of the allocator unless told otherwise: 32 MiB.
+/// Free, prepared blocks that are kept ahead of the allocator by default: 32 MiB.
 const AHEAD: u32 = 8192;
 
 /// A store in an unnamed file of a directory that its user chose. The module's source shows how space moves.

@@ -98,8 +98,8 @@ pub enum FsKind {
 pub struct Location {
     /// The kind of file system.
     pub kind: FsKind,
-    /// Its `st_dev`: equal to that of a mount's root if the path lies on that mount, by whatever bind mount or
-    /// symlink it is reached (R14).
+    /// Its `st_dev`: equal to that of a mount's root if the path lies on that mount, also through a bind mount or
+    /// symlink (R14).
     pub device: u64,
 }
 

@@ -251,7 +251,8 @@ impl PerObjectStore {
         self.backed.fetch_sub(u64::from(file.store.backed()), Ordering::Relaxed);
     }
 
-    /// Closes empty files and, without pressure, maintains the others: some files per call. Returns true if more is to do.
+    /// Closes empty files and, without pressure, maintains the others, some per call. Returns true if there is more to
+    /// do.
     fn sweep(&self, upkeep: &mut Upkeep, pressure: bool) -> bool {
         let some: Vec<Arc<OwnFile>> = {
             let files = read(&self.files);
@@ -356,7 +357,7 @@ impl Store for PerObjectStore {
                 }
             }
             if file.owner != EVERYBODY && file.store.prepared() == 0 {
-                // No window numbers, or no space, are left: the owner shares a file, or is told that all is full.
+                // No window numbers, or no space, are left: the owner shares a file, or gets `Full`.
                 self.close_if_empty(&file);
                 self.full.store(true, Ordering::Relaxed);
             }

@@ -12,7 +12,7 @@ use overspill_vm::{PAGE, Vm, VmConfig, testing};
 pub(crate) const ROOT: u64 = overspill_tmpfs::ROOT_INO;
 pub(crate) const ME: Caller = Caller { uid: 1000, gid: 1000, privileged: false };
 
-/// Blocks in memory, with a first-fit allocator and a switch that damages what is read.
+/// Blocks in memory, with a first-fit allocator and a switch that damages reads.
 pub(crate) struct MemStore {
     blocks: Mutex<Blocks>,
     pub(crate) damage: AtomicBool,
