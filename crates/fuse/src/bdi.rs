@@ -1,14 +1,14 @@
-//! The kernel's write-back settings of a mount (its backing device info): how much it may hold dirty for us.
+//! The kernel's write-back settings of a mount (its backing device info): the limit on its dirty data.
 //!
-//! Left alone, Linux lets a FUSE mount hold about 1% of memory dirty, strictly. `strict_limit=0` would lift that to
-//! gigabytes, whatever `max_bytes` says, against a small memory cgroup; so strict it stays, and root raises
+//! By default Linux limits a FUSE mount's dirty data to about 1% of memory, strictly. `strict_limit=0` would lift that
+//! to gigabytes, regardless of `max_bytes`, against a small memory cgroup; so the limit stays strict, and root raises
 //! `max_bytes`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What to assume where the kernel does not say: 1% of the dirty threshold of a large machine.
+/// Assumed if the kernel names no limit: 1% of the dirty threshold of a large machine.
 const UNKNOWN: u64 = 64 << 20;
 
 pub(crate) struct Bdi(PathBuf);
@@ -24,7 +24,7 @@ impl Bdi {
         fs::write(self.0.join(name), value.to_string()).is_ok()
     }
 
-    /// Sets how much may be dirty and how far to read ahead, as far as we may, and says how much may be dirty now.
+    /// Sets the limit on dirty data and the read-ahead, as far as permitted; returns the limit on dirty data in force.
     pub(crate) fn tune(&self, dirty_max: u64, read_ahead: u32) -> u64 {
         let raised = self.set("strict_limit", 1) && self.set("max_bytes", dirty_max);
         self.set("read_ahead_kb", u64::from(read_ahead) / 1024);

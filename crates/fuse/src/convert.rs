@@ -1,11 +1,11 @@
-//! Between the file system's types and the kernel's.
+//! Conversions between the file system's types and the kernel's.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 use overspill_tmpfs::{Attr, FileKind, FsError, SetTime, Timestamp};
 
-/// Nobody but the kernel changes anything here: what it knows stays true until it changes it.
+/// Only the kernel changes anything here: its copies stay true until it changes them.
 pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 pub(crate) fn errno(error: FsError) -> Errno {
@@ -44,8 +44,8 @@ pub(crate) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// A regular file shows a page at least. Under a write-back cache the kernel goes on showing the count that it was told last
-/// until data reaches us, and a file that has bytes and no blocks is taken for nothing but zeros (`tar -S` archives it so).
+/// A regular file shows a page at least. Under a write-back cache the kernel shows the last count it was sent until
+/// data reaches us, and tools take a file that has bytes and no blocks for nothing but zeros (`tar -S` archives it so).
 fn least_blocks(kind: FileKind) -> u64 {
     if kind == FileKind::Regular { 8 } else { 0 }
 }
@@ -73,7 +73,7 @@ fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-/// A time as a request brings it. `fuser` 0.18 takes the nanoseconds of a time before 1970 off its seconds, where the
+/// Converts the time of a request. `fuser` 0.18 subtracts the nanoseconds of a time before 1970 from its seconds; the
 /// kernel means them added.
 pub(crate) fn requested(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn requests_bring_times_before_1970() {
-        // As fuser 0.18 makes it of -5 s and 999,999,999 ns.
+        // The time that fuser 0.18 makes of -5 s and 999,999,999 ns.
         let brought = UNIX_EPOCH - Duration::new(5, 999_999_999);
         assert_eq!(requested(brought), Timestamp { sec: -5, nsec: 999_999_999 });
     }

@@ -1,4 +1,4 @@
-//! Requests that move bytes, and may have to wait.
+//! Requests that move bytes and may have to wait.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::convert::{self, FOREVER, errno};
 use crate::server::Server;
 
 thread_local! {
-    /// Replies to reads are put together here: one buffer a thread, as large as its largest read.
+    /// Buffer for replies to reads: one per thread, as large as its largest read.
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -34,7 +34,7 @@ impl Server {
             self.parking.park(async move {
                 let mut buf = vec![0; size];
                 let read = server.fs.read(ino, offset, &mut buf);
-                // Ends early when its time is up: buffer, gate and place in the queue go then.
+                // The task ends early when its time is up, which frees buffer, gate and place in the queue.
                 if let Some(result) = server.parking.until_expired(number, read).await
                     && let Some(reply) = server.parking.take(number)
                 {
@@ -55,7 +55,7 @@ impl Server {
     ) {
         let cached = flags.contains(Fuse::FUSE_WRITE_CACHE);
         let how = WriteFlags {
-            // Somebody was told that this is written; unless they are told only when it is.
+            // Cached data is acknowledged already, unless write(2) waits for this reply.
             reserve: cached && !self.space.is_strict(),
             keep_times: cached,
             kill_suidgid: flags.contains(Fuse::FUSE_WRITE_KILL_SUIDGID),
@@ -77,9 +77,9 @@ impl Server {
         }
     }
 
-    /// Has the kernel drop attributes that an operation on data made untrue. Before that is answered: whoever waits for the
-    /// answer may look at once, or run what is not set-id any more. Only the blocks of a file that is written all the time may
-    /// be a moment late.
+    /// Makes the kernel drop attributes that an operation on data made stale, before the operation is answered: the
+    /// process that gets the answer may look at once, or run a file that is not set-id any more. Only the block count
+    /// of a file that is written all the time may be a moment late.
     fn tell_changes(&self, ino: u64) {
         match self.fs.stale_attributes(ino) {
             StaleAttributes::None => {}
@@ -103,8 +103,8 @@ impl Server {
         }
     }
 
-    /// Answers a write. Of cached data the kernel hears errors only, not short counts, and then forgets the data:
-    /// what could not be kept is marked lost, so that reading it fails rather than shows zeros.
+    /// Answers a write. For cached data the kernel takes note of errors only, not of short counts, and then forgets the
+    /// data: bytes that could not be kept are marked lost, so that reading them fails rather than shows zeros.
     async fn end_write(
         &self,
         ino: u64,
@@ -162,7 +162,7 @@ impl Server {
             Err(error) => return reply.error(errno(error)),
         };
         let server = self.clone();
-        // Always a task: it may be long.
+        // Always a task: it may take long.
         self.parking.park(async move {
             let mut result = server.fs.fallocate(ino, offset, len, mode, caller).await;
             if result.is_err_and(|error| server.is_full(error)) && server.await_forgets() {
@@ -176,7 +176,7 @@ impl Server {
         });
     }
 
-    /// The kernel asks without writing back first, so we make it: what is dirty in its cache would look like a hole.
+    /// The kernel sends LSEEK without writing back first, so we make it write back: dirty data would look like a hole.
     pub(crate) fn lseek(self: &Arc<Self>, ino: u64, offset: i64, whence: i32, reply: ReplyLseek) {
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;

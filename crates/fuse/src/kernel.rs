@@ -1,5 +1,5 @@
-//! What we ask of the kernel, on a thread that serves no requests: dropping the kernel's copy of a file first writes
-//! back what is dirty in it, through us, and waits for reads in flight.
+//! Requests to the kernel, on a thread that serves none: when the kernel drops its copy of a file it first writes dirty
+//! data back, through us, and waits for reads in flight.
 
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 use fuser::{INodeNo, Notifier};
 
 enum Ask {
-    /// Drop the kernel's copy of a file, then go on with this.
+    /// Drop the kernel's copy of a file, then call this.
     WriteBack(u64, Box<dyn FnOnce() + Send>),
-    /// Drop what is in `stale`.
+    /// Drop the entries of `stale`.
     DropStale,
     /// The turn of `turns` has begun.
     Turn,
 }
 
-/// How often attributes of one file are dropped: its writer asks for them then, behind all of its data that is under way
-/// to us, which takes some milliseconds. (Twenty milliseconds made sequential writes a seventh slower.)
+/// Least time between two drops of one file's attributes: each makes its writer ask for them, behind all of its data
+/// under way to us, which takes some milliseconds. (Twenty milliseconds made sequential writes a seventh slower.)
 const TURN: Duration = Duration::from_millis(250);
 
-/// Files whose attributes were dropped in this turn, and those of them whose turn comes again when it ends.
+/// Files whose attributes were dropped in this turn, and those of them to be dropped again when it ends.
 #[derive(Default)]
 struct Turns {
     had: HashSet<u64>,
     wait: HashSet<u64>,
 }
 
-/// What the kernel should forget, each once however often it was asked for.
+/// Inodes that the kernel should forget, each once however often that is requested.
 #[derive(Default)]
 struct Stale {
     data: HashSet<u64>,
@@ -44,7 +44,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// # Errors
-    /// When there is no thread to be had.
+    /// If no thread can be spawned.
     pub(crate) fn new() -> std::io::Result<Kernel> {
         let (asks, asked) = channel();
         let stale = Arc::new(Mutex::new(Stale::default()));
@@ -59,7 +59,7 @@ impl Kernel {
         let _ = self.notifier.set(notifier);
     }
 
-    /// Calls `then` when everything the kernel held dirty of a file has been written here.
+    /// Calls `then` after the kernel has written back all dirty data of a file.
     pub(crate) fn after_write_back(&self, ino: u64, then: Box<dyn FnOnce() + Send>) {
         // The thread lives as long as self; were it gone, the request would be answered late rather than never.
         if let Err(unsent) = self.asks.send(Ask::WriteBack(ino, then))
@@ -74,18 +74,18 @@ impl Kernel {
         self.drop_soon(|stale| stale.data.insert(ino));
     }
 
-    /// Drops the kernel's copy of a file's attributes, soon: before a write(2) to it the kernel then asks for them.
+    /// Drops the kernel's copy of a file's attributes, soon: the kernel then asks for them before a write(2) to it.
     pub(crate) fn drop_attributes(&self, ino: u64) {
         self.drop_soon(|stale| stale.attributes.insert(ino));
     }
 
-    /// The same before this returns. It waits for nothing that we serve: attributes alone are dropped under no lock that
-    /// a request holds, and an inode that the kernel is just freeing has no request under way.
+    /// The same before this returns. It waits for no request of ours: the kernel drops attributes alone under no lock
+    /// that a request holds, and an inode that the kernel is just freeing has no request under way.
     pub(crate) fn drop_attributes_now(&self, ino: u64) {
         forget(&self.notifier, ino, ATTRIBUTES);
     }
 
-    /// The same, but for a file whose attributes were dropped just now: those are when [`TURN`] has passed.
+    /// The same, but attributes of a file that were dropped just now are dropped again when [`TURN`] has passed.
     pub(crate) fn drop_attributes_in_turn(&self, ino: u64) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let begins = turns.had.is_empty();
@@ -109,15 +109,15 @@ impl Kernel {
     }
 }
 
-/// From a negative offset on there is no data to drop, only attributes.
+/// Offset that drops attributes only: there is no data from a negative offset on.
 const ATTRIBUTES: i64 = -1;
-/// Data from the first byte on, and attributes.
+/// Offset that drops attributes and all data.
 const ALL: i64 = 0;
 
-/// Has the kernel drop what it keeps of an inode from this offset to the end.
+/// Makes the kernel drop its copy of an inode from this offset to the end.
 fn forget(notifier: &OnceLock<Notifier>, ino: u64, from: i64) {
     if let Some(notifier) = notifier.get() {
-        // An inode the kernel has forgotten by itself is no failure.
+        // An inode that the kernel has forgotten by itself is no failure.
         let _ = notifier.inval_inode(INodeNo(ino), from, 0);
     }
 }
@@ -127,7 +127,7 @@ fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, notifi
     loop {
         if turn_ends.is_some_and(|end| end <= Instant::now()) {
             turn_ends = None;
-            // The next change of any of them is told at once again.
+            // The next change of each file is passed on at once again.
             let turns = std::mem::take(&mut *turns.lock().unwrap_or_else(PoisonError::into_inner));
             turns.wait.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
         }

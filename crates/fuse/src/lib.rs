@@ -3,12 +3,12 @@
 //! ```text
 //!   /dev/fuse ─► shim.rs (names) ──────────► tmpfs                     answered where it arrived
 //!             └► data.rs (bytes) ─► tmpfs ─► vm ─ must wait? ─► park.rs ─► a task of the driver's
-//!   kernel.rs: what we ask of the kernel     space.rs: near the end of space     bdi.rs: its write-back limits
+//!   kernel.rs: requests to the kernel     space.rs: near the end of space     bdi.rs: limits on write-back
 //! ```
 //!
-//! What the kernel is told: its page cache is write-back, attributes and names are good for ever (only it changes
-//! them), it opens and closes files without asking, checks permissions itself, and kills set-id bits through us.
-//! Round trips are what FUSE costs: a new file is LOOKUP and CREATE, a close after writing one WRITE and one SETATTR.
+//! The kernel's page cache is write-back. Attributes and names stay valid for ever, since only the kernel changes them.
+//! The kernel opens and closes files without asking, checks permissions itself, and kills set-id bits through us.
+//! FUSE costs round trips: a new file is LOOKUP and CREATE, a close after writing one WRITE and one SETATTR.
 #![forbid(unsafe_code)]
 
 mod bdi;
@@ -43,13 +43,13 @@ use server::Server;
 use shim::Shim;
 use space::{Remount, Space};
 
-/// Extended attributes of the root directory whose names begin so are reports on the mount, made when they are read.
+/// Prefix of extended attributes of the root directory that are reports on the mount, made when they are read.
 pub const REPORTS: &str = "overspill.";
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone)]
 pub struct FuseOptions {
-    /// Where. An existing directory, absolute.
+    /// An existing directory, absolute.
     pub mountpoint: PathBuf,
     /// Mount read-only.
     pub read_only: bool,
@@ -63,41 +63,41 @@ pub struct FuseOptions {
     pub noatime: bool,
     /// Let other users in.
     pub allow_other: bool,
-    /// Drop the kernel's copy of what is read and written, at once: for tests.
+    /// Drop the kernel's copy of data at once after reads and writes: for tests.
     pub evict: bool,
     /// Sizes of the transport.
     pub tuning: Tuning,
-    /// Bytes the kernel may hold dirty, if we may set it.
+    /// Most bytes the kernel may hold dirty, if we may set that.
     pub dirty_max: u64,
 }
 
-/// Why there is no mount.
+/// The reason why there is no mount.
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
-    /// No /dev/fuse.
+    /// There is no /dev/fuse.
     #[error("/dev/fuse is missing: load the fuse module (modprobe fuse), or give the container the device")]
     NoDevice,
-    /// /dev/fuse is not for us.
+    /// This user may not open /dev/fuse.
     #[error(
         "/dev/fuse may not be opened by this user: ask root for `chmod 666 /dev/fuse`, as distributions have it"
     )]
     DeviceRefused,
-    /// The mount is not for us.
+    /// This user may not mount here.
     #[error("mounting on {0} is not permitted: {1}")]
     Permission(PathBuf, String),
-    /// No fusermount3 to mount for a normal user.
+    /// There is no fusermount3 to mount for a normal user.
     #[error("fusermount3 is missing: install the package fuse3, or mount as root")]
     NoFusermount,
-    /// allow_other needs root or a line in a file.
+    /// allow_other needs root or a line in /etc/fuse.conf.
     #[error("--allow-other needs the line `user_allow_other` in /etc/fuse.conf, or root")]
     AllowOther,
     /// This process, or the system, has too many files open.
     #[error("cannot mount on {0}: {1}; allow more with `ulimit -n`")]
     NoFiles(PathBuf, #[source] std::io::Error),
-    /// Anything else.
+    /// Any other failure to mount.
     #[error("cannot mount on {0}: {1}")]
     Mount(PathBuf, std::io::Error),
-    /// The session ended badly.
+    /// The session ended with an error.
     #[error("the connection to the kernel failed: {0}")]
     Session(std::io::Error),
 }
@@ -107,15 +107,15 @@ pub struct Mounted {
     session: Option<fuser::BackgroundSession>,
     watcher: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// What had to be done without, one line each.
+    /// Shortcomings of this mount, one line each.
     pub notes: Vec<String>,
 }
 
-/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes what [`REPORTS`] promises, by its name with
-/// that taken off; `often` is called a few times a second.
+/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes reports by the names that follow
+/// [`REPORTS`]; `often` is called a few times a second.
 ///
 /// # Errors
-/// When the mount cannot be made; nothing is left behind then.
+/// If the mount cannot be made; nothing is left behind then.
 pub fn mount(
     fs: &Arc<TmpFs>,
     options: &FuseOptions,
@@ -138,7 +138,7 @@ pub fn mount(
         lasting_orphans: AtomicU64::new(0),
         evict: AtomicBool::new(options.evict),
     });
-    // Threads can be refused: they come before there is a mount to clear away.
+    // Spawning a thread can fail, so it comes before there is a mount to remove.
     let stop = Arc::new(AtomicBool::new(false));
     let (mounted, is_mounted) = channel();
     let watch = {
@@ -174,7 +174,7 @@ pub fn mount(
     Ok(Mounted { session: Some(session), watcher: Some(watcher), stop, notes })
 }
 
-/// Watches space and parked reads from when the mount is made until `stop`; ends at once when it never is.
+/// Watches space and parked reads from the mount until `stop`; ends at once if mounting fails.
 fn watch(
     server: &Server,
     is_mounted: &Receiver<Option<Remount>>,
@@ -262,7 +262,7 @@ fn is_one_of(error: &std::io::Error, errnos: &[Errno]) -> bool {
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Says which of the usual reasons it was.
+/// Maps an error of mounting to the usual reasons.
 fn explain(error: std::io::Error, options: &FuseOptions) -> FuseError {
     let text = error.to_string();
     let device = Path::new("/dev/fuse");

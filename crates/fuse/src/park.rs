@@ -1,13 +1,13 @@
-//! Requests that wait: parked state, not parked threads.
+//! Parked requests: a request that waits keeps state, not a thread.
 //!
-//! An operation is first tried where it arrived. If it must wait, the thread waits with it for some milliseconds,
-//! as long as enough other threads are left to serve: memory and the store mostly answer within that. What takes
-//! longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew is harmless: a write
-//! writes the same bytes again, and store reads under way are joined.)
+//! The thread that received an operation tries it first. If it must wait, the thread waits with it for some
+//! milliseconds, as long as enough other threads are left to serve: memory and the store mostly answer within that.
+//! An operation that takes longer is begun anew as a task that owns its data, and the thread is free. (Beginning anew
+//! is harmless: a write writes the same bytes again, and store reads under way are joined.)
 //!
-//! Tasks are bounded. Written data they hold is at most what the kernel sends in the background
-//! (`max_background` requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered
-//! fail after [`READ_TIMEOUT`], so that one hung store does not keep the kernel's background queue from others.
+//! Tasks are bounded. They hold at most as much written data as the kernel sends in the background (`max_background`
+//! requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered fail after
+//! [`READ_TIMEOUT`], so that a hung store does not fill the kernel's background queue.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -30,7 +30,7 @@ use std as imp;
 /// How long a parked read waits for a store before it fails with EIO.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same when half of the kernel's background queue is parked already.
+/// The same if half of the kernel's background queue is parked already.
 const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
 
 /// A reply that somebody waits for, who is told when there will be none.
@@ -54,12 +54,12 @@ pub(crate) struct Parking<R = ReplyData> {
 struct ParkedRead<R> {
     deadline: Instant,
     reply: R,
-    /// Wakes the task, so that it sees that its time is up.
+    /// Wakes the task when its time is up.
     waker: Option<Waker>,
 }
 
 impl<R: Reply> Parking<R> {
-    /// `threads` serve requests; the kernel sends at most `background` at once that nobody is known to wait for.
+    /// `threads` serve requests; the kernel sends at most `background` background requests at once.
     pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Self {
         Parking {
             here: Here::new(spawn, threads),
@@ -83,7 +83,7 @@ impl<R: Reply> Parking<R> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a parked read's reply until the read ends or its time is up.
+    /// Keeps a parked read's reply, under the number returned, until the read ends or its time is up.
     pub(crate) fn hold(&self, reply: R) -> u64 {
         let number = self.next_read.fetch_add(1, Ordering::Relaxed);
         let mut reads = self.reads();
@@ -92,12 +92,12 @@ impl<R: Reply> Parking<R> {
         number
     }
 
-    /// The reply of a parked read, unless its time was up.
+    /// Takes the reply of a parked read, unless its time was up.
     pub(crate) fn take(&self, number: u64) -> Option<R> {
         self.reads().remove(&number).map(|read| read.reply)
     }
 
-    /// Runs `op` to its end, or drops it and answers `None` when the parked read's time is up.
+    /// Runs `op` to completion, or drops it and returns `None` when the parked read's time is up.
     pub(crate) async fn until_expired<T>(&self, number: u64, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);
         std::future::poll_fn(|cx| {
@@ -115,7 +115,7 @@ impl<R: Reply> Parking<R> {
         .await
     }
 
-    /// Fails the reads whose time is up. To be called now and then.
+    /// Fails the reads whose time is up. A thread must call it regularly.
     pub(crate) fn expire(&self, now: Instant) {
         let late: Vec<ParkedRead<R>> =
             self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
@@ -133,7 +133,7 @@ impl<R: Reply> Parking<R> {
 
 #[cfg(all(test, feature = "shuttle"))]
 mod model {
-    //! `cargo test -p overspill-fuse --features shuttle --lib park`: a wake-up that is lost is a deadlock.
+    //! `cargo test -p overspill-fuse --features shuttle --lib park`: a lost wake-up is a deadlock.
 
     use super::*;
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -155,7 +155,7 @@ mod model {
         fn spawn(&self, _: Pin<Box<dyn Future<Output = ()> + Send>>) {}
     }
 
-    /// Counts how it was answered.
+    /// Counts failures and answers.
     #[derive(Clone, Default)]
     struct Answers(Shared<(AtomicUsize, AtomicUsize)>);
 
@@ -199,7 +199,7 @@ mod model {
         Shared::new(Parking::new(Arc::new(Nobody), 4, 8))
     }
 
-    /// A parked read whose store never answers ends when its time is up, and is told so once.
+    /// A parked read whose store never answers ends when its time is up, and fails once.
     #[test]
     fn a_parked_read_ends_when_its_time_is_up() {
         explore(|| {
@@ -214,7 +214,7 @@ mod model {
         });
     }
 
-    /// A read that ends just when its time is up is answered once, one way or the other.
+    /// A read that ends just when its time is up is answered or failed, once.
     #[test]
     fn a_parked_read_is_answered_once() {
         explore(|| {

@@ -1,16 +1,16 @@
 //! Reports on the mount, read as extended attributes of its root.
 //!
-//! To make one costs time, and on a mount that is open to all anybody may ask. The mount's owner and root get a fresh one each
-//! time; others get the last one again while it is young.
+//! Making a report costs time, and on a mount open to all any user may ask. The mount's owner and root get a fresh
+//! one each time; others get the last one again while it is young.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How old a report may be that others than owner and root are given.
+/// Greatest age of a report that users other than the owner and root get.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// Makes a report by its name; `None` for one there is not.
+/// Makes a report by its name; `None` if there is no such report.
 pub type Reports = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 pub(crate) struct Cached {
@@ -24,12 +24,12 @@ impl Cached {
         Cached { make, owner, made: Mutex::default() }
     }
 
-    /// The report of this name, for this user.
+    /// Returns the report of this name for this user.
     pub(crate) fn make(&self, name: &str, uid: u32) -> Option<Arc<str>> {
         if uid == 0 || uid == self.owner {
             return (self.make)(name).map(Arc::from);
         }
-        // Held while it is made: who asks meanwhile gets the same one.
+        // Held while it is made: users that ask meanwhile get the same one.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, report)) = made.get(name).filter(|(at, _)| at.elapsed() < YOUNG) {
             return Some(report.clone());
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// On a mount that is open to all anybody may ask, as often as he likes.
+    /// On a mount open to all any user may ask, as often as it likes.
     #[test]
     fn strangers_cannot_have_reports_made_at_will() {
         let count = Arc::new(AtomicU32::new(0));

@@ -1,4 +1,4 @@
-//! What serves one mount: shared by the threads that read requests and by requests that are parked.
+//! The server of one mount: shared by the threads that read requests and by parked requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,16 +17,17 @@ use crate::space::Space;
 pub struct Tuning {
     /// Threads that read requests.
     pub threads: usize,
-    /// Bytes of a request, at most.
+    /// Most bytes of a request.
     pub max_write: u32,
-    /// Requests that the kernel sends at once without somebody known to wait for them.
+    /// Most requests that the kernel sends at once without a process known to wait for them.
     pub max_background: u16,
 }
 
 impl Tuning {
     /// A transport that takes about a tenth of `memory` bytes.
     pub fn for_memory(memory: usize) -> Tuning {
-        // Many requests matter more than large ones: sixteen readers fill a queue of sixteen, and then wait for a place.
+        // Many requests matter more than large ones: sixteen readers fill a queue of sixteen, and then wait for a
+        // place.
         let max_write = (memory / 1024).next_power_of_two().clamp(128 << 10, 1 << 20);
         let background = (memory / 32 / max_write).clamp(4, 64);
         Tuning {
@@ -36,7 +37,7 @@ impl Tuning {
         }
     }
 
-    /// What the transport may take at most: a request and a reply a thread, and a parked request's data.
+    /// Most bytes that the transport may take: a request and a reply per thread, and each parked request's data.
     pub fn memory(self) -> usize {
         (2 * self.threads + usize::from(self.max_background)) * self.max_write as usize
     }
@@ -51,15 +52,15 @@ pub(crate) struct Server {
     pub(crate) reports: Cached,
     /// Attributes for "no such name".
     pub(crate) nobody: FileAttr,
-    /// Somebody waits for FORGETs: one thread at most, the others are needed to receive them.
+    /// A thread waits for FORGETs: at most one, the others are needed to receive them.
     pub(crate) awaiting_forgets: AtomicBool,
-    /// Orphans that were there after a wait in vain: files that are open, not going away.
+    /// Number of orphans left after a fruitless wait: files that are still open.
     pub(crate) lasting_orphans: AtomicU64,
-    /// `debug=evict`: the kernel's copy of whatever was read or written is dropped at once.
+    /// `debug=evict`: the kernel's copy of each file that is read or written is dropped at once.
     pub(crate) evict: AtomicBool,
 }
 
-/// How long who is about to report ENOSPC waits for FORGETs that are on their way.
+/// Time that a request about to fail with ENOSPC waits for FORGETs under way.
 const FORGETS_TAKE: Duration = Duration::from_millis(200);
 
 impl Server {
@@ -67,8 +68,8 @@ impl Server {
         error.errno() == rustix::io::Errno::NOSPC.raw_os_error()
     }
 
-    /// FORGET lags behind the last close of a removed file: waits a little while such files are going away.
-    /// Returns whether some did.
+    /// Waits a little while removed files go away, because FORGET lags behind the last close. Returns true if some
+    /// files went.
     pub(crate) fn await_forgets(&self) -> bool {
         let before = self.fs.orphans();
         if before.inodes <= self.lasting_orphans.load(Ordering::Relaxed)
@@ -95,7 +96,7 @@ impl Server {
         false
     }
 
-    /// Near the end of space, makes the kernel ask before each write(2) to a file whether there is room.
+    /// Near the end of space, makes the kernel ask for room before each write(2) to a file.
     pub(crate) fn ask_before_writes(&self, ino: u64) {
         if self.space.wants_to_be_asked(&self.fs) {
             self.kernel.drop_attributes(ino);

@@ -19,7 +19,7 @@ use crate::server::Server;
 
 const PAGE_U32: u32 = 4096;
 
-/// What `fuser` calls. Everything is in the server, which parked requests share.
+/// The methods that `fuser` calls. All state is in the server, which parked requests share.
 pub(crate) struct Shim(pub(crate) Arc<Server>);
 
 fn caller(req: &Request) -> Caller {
@@ -28,7 +28,7 @@ fn caller(req: &Request) -> Caller {
 }
 
 fn generation() -> Generation {
-    // Inode numbers are never used again.
+    // Inode numbers are never reused.
     Generation(0)
 }
 
@@ -44,7 +44,7 @@ impl Shim {
         }
     }
 
-    /// Makes something; when that fails for want of room, once more after FORGETs had a chance to make some.
+    /// Creates an inode or a link. If there is no room, tries once more after FORGETs had a chance to make some.
     fn make(&self, make: impl Fn() -> Result<Attr, FsError>) -> Result<Attr, FsError> {
         match make() {
             Err(error) if self.0.is_full(error) && self.0.await_forgets() => make(),
@@ -82,7 +82,7 @@ impl Filesystem for Shim {
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            // Without it each write asks for security.capability first.
+            // Without it the kernel asks for security.capability before each write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if config.add_capabilities(wanted).is_err() {
@@ -101,7 +101,7 @@ impl Filesystem for Shim {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.0.fs.lookup(parent.0, name.as_bytes()) {
             Err(FsError::NotFound) => {
-                // Inode 0 with a time to live: the kernel remembers that there is no such name.
+                // Inode 0 with a time to live: the kernel caches that there is no such name.
                 reply.entry(&FOREVER, &self.0.nobody, generation());
             }
             found => self.answer_entry(found, reply),
@@ -113,7 +113,7 @@ impl Filesystem for Shim {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        // With a file handle it is a write(2) that asks, see space.rs.
+        // A GETATTR with a file handle comes from write(2), see space.rs.
         if fh.is_some() && self.0.space.refuses_writes(&self.0.fs) {
             return reply.error(Errno::ENOSPC);
         }
@@ -218,7 +218,7 @@ impl Filesystem for Shim {
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // From now on the kernel opens and closes by itself, and keeps its cache over both.
+        // From now on the kernel opens and closes without asking, and keeps its cache over both.
         reply.error(Errno::ENOSYS);
     }
 
@@ -247,12 +247,12 @@ impl Filesystem for Shim {
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // The kernel still writes back at close; it only stops asking us about it.
+        // The kernel still writes back at close; it only sends no FLUSH any more.
         reply.error(Errno::ENOSYS);
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // What reached us is as safe as it will ever be (R4, R65); the kernel writes back before it asks.
+        // Data that arrived here is as safe as it will ever be (R4, R65); the kernel writes back before it sends FSYNC.
         reply.error(Errno::ENOSYS);
     }
 
@@ -283,7 +283,7 @@ impl Filesystem for Shim {
         let result = fs.readdir_plus(ino.0, offset, &mut |entry, attr| {
             let name = OsStr::from_bytes(entry.name);
             if entry.name == b"." || entry.name == b".." {
-                // Not references: the kernel takes none for these.
+                // No reference is taken: the kernel takes none for these.
                 return !reply.add(
                     INodeNo(entry.ino),
                     entry.cookie,
@@ -305,7 +305,7 @@ impl Filesystem for Shim {
                 generation(),
             );
             if full {
-                // Cannot be the last reference: the entry is a name of the inode, and its directory is locked.
+                // Not the last reference: the entry is a name of the inode, and its directory is locked.
                 fs.forget(entry.ino, 1);
             }
             !full
@@ -364,7 +364,7 @@ impl Filesystem for Shim {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        // As for CAP_FSETID, root stands for the capability.
+        // Root stands for the capability, as for CAP_FSETID.
         match self.0.fs.listxattr(ino.0, caller(req).privileged) {
             Ok(names) => answer_xattr(&names, size, reply),
             Err(error) => reply.error(errno(error)),
@@ -442,7 +442,7 @@ impl Filesystem for Shim {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel then copies through its own cache.
+        // The kernel now copies through its own cache.
         reply.error(Errno::ENOSYS);
     }
 

@@ -1,18 +1,19 @@
-//! Keeping write(2)'s promise near the end of space.
+//! Keeps the promise of write(2) near the end of space.
 //!
-//! With a writeback cache write(2) returns before we see the data; a WRITE refused later is data lost. So:
+//! With a writeback cache write(2) returns before we see the data; data of a WRITE refused later is lost. So:
 //!
 //! - The kernel holds at most `dirty_max` bytes dirty for this mount (`bdi.rs`). The account has a reserve of twice
 //!   that, open to cached writes only.
-//! - When less than `dirty_max` is left below the limit, or metadata runs short, or the store fails, root's mount is remounted `sync`: from then on each
-//!   write(2) waits for its own WRITE and fails itself with ENOSPC, and the reserve is closed. What was dirty before
-//!   is written back by the remount, into the reserve. When space is free again the mount goes back.
-//! - Who may not remount (a normal user) has the kernel ask instead: near the limit the attributes of each file that
-//!   is written are made stale, so that write(2) sends GETATTR first, and fails as that does. It is coarser: when full,
-//!   overwriting fails too, and what one file's first writes dirtied before the first WRITE came is let in, into the
+//! - When less than `dirty_max` is left below the limit, or metadata runs short, or the store fails, root's mount is
+//!   remounted `sync`: from then on each write(2) waits for its own WRITE and fails itself with ENOSPC, and the
+//!   reserve is closed. The remount writes back data that is dirty already, into the reserve. When space is free again
+//!   the mount is remounted without `sync`.
+//! - A normal user may not remount. The kernel asks instead: near the limit the attributes of each file that is
+//!   written are made stale, so that write(2) sends GETATTR first, and fails if that does. This is coarser: when full,
+//!   overwriting fails too, and data that a file's first writes dirtied before the first WRITE came is let in, into the
 //!   reserve. (A read does not ask: the size it needs is the kernel's own under a writeback cache. GETATTR carries a
 //!   file handle only when a write or the like sends it.)
-//! - Who writes through a mapping hears of ENOSPC at msync, fsync or close, as on NFS.
+//! - A process that writes through a mapping gets ENOSPC at msync, fsync or close, as on NFS.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,28 +26,28 @@ use overspill_vm::PAGE;
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
-/// How often space is looked at when nobody asks.
+/// Interval at which the watcher looks at space unasked.
 const LOOK: Duration = Duration::from_millis(250);
 
 pub(crate) struct Space {
     strict: AtomicBool,
-    /// Somebody saw space run short and the watcher has not looked since.
+    /// A request saw space run short and the watcher has not looked since.
     asked: AtomicBool,
     asks: Sender<()>,
     asked_rx: Mutex<Option<Receiver<()>>>,
-    /// Whether the mount cannot be remounted, so that the kernel must ask before each write(2).
+    /// The mount cannot be remounted, so the kernel must ask before each write(2).
     asks_instead: AtomicBool,
-    /// Pages that the kernel may hold dirty: somebody was told that they are written.
+    /// Pages that the kernel may hold dirty: their write(2) has returned already.
     promised: AtomicU64,
-    /// Pages left below which one or the other begins.
+    /// Number of pages left below which the remount or the asking begins.
     near: AtomicU64,
 }
 
-/// How to remount, for who may.
+/// The mount to remount, for a process that may.
 #[derive(Debug, Clone)]
 pub(crate) struct Remount {
     mountpoint: PathBuf,
-    /// The file system: somebody may mount another one over it.
+    /// The file system's device: another one may be mounted over it.
     device: u64,
 }
 
@@ -65,14 +66,14 @@ impl Remount {
         flags.set(MountFlags::SYNCHRONOUS, synchronous);
         rustix::mount::mount_remount(&self.mountpoint, flags, "")?;
         if synchronous {
-            // What was written between the remount's own write-back and its flag.
+            // Write back data that was written between the remount's own write-back and its flag.
             rustix::fs::syncfs(root)?;
         }
         Ok(())
     }
 }
 
-/// The flags a mount has, all of which a remount must repeat.
+/// The flags of a mount, all of which a remount must repeat.
 fn flags_of(now: StatVfsMountFlags) -> MountFlags {
     let pairs = [
         (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
@@ -102,7 +103,7 @@ impl Space {
         space
     }
 
-    /// The kernel may hold so many bytes dirty.
+    /// Sets how many bytes the kernel may hold dirty.
     pub(crate) fn promise(&self, fs: &TmpFs, dirty: u64) {
         let pages = dirty.div_ceil(PAGE as u64);
         fs.account().set_reserve(2 * pages);
@@ -114,25 +115,25 @@ impl Space {
         self.near.load(Ordering::Relaxed)
     }
 
-    /// Whether write(2) hears of its own failure now, so that the reserve is closed.
+    /// Returns true if write(2) gets its own failure now, so that the reserve is closed.
     pub(crate) fn is_strict(&self) -> bool {
         self.strict.load(Ordering::Acquire)
     }
 
-    /// Whether the kernel should ask before each write(2) to a file that was just written or looked at.
+    /// Returns true if the kernel should ask before each write(2) to a file that was just written or looked at.
     pub(crate) fn wants_to_be_asked(&self, fs: &TmpFs) -> bool {
         self.asks_instead.load(Ordering::Relaxed) && self.is_near(fs)
     }
 
-    /// Whether a write(2) that asks is to be refused.
+    /// Returns true if a write(2) that asks must be refused.
     pub(crate) fn refuses_writes(&self, fs: &TmpFs) -> bool {
         let account = fs.account();
         let is_full = account.used() >= account.limit() || fs.vm().metadata_left() == 0;
         self.asks_instead.load(Ordering::Relaxed) && is_full
     }
 
-    /// Space of some kind is so short that what the kernel holds dirty might not find room: pages, metadata, or a store
-    /// that takes them.
+    /// Returns true if space of some kind is so short that the kernel's dirty data might not find room: pages,
+    /// metadata, or a store that takes them.
     fn is_near(&self, fs: &TmpFs) -> bool {
         self.is_short(fs, self.near())
     }
@@ -150,7 +151,7 @@ impl Space {
         }
     }
 
-    /// Watches space until `stop`. `remount` is for who may; `often` is called at every look.
+    /// Watches space until `stop`. `remount` is `None` if the process may not remount; `often` is called at every look.
     pub(crate) fn watch(&self, fs: &TmpFs, remount: Option<&Remount>, stop: &AtomicBool, often: &dyn Fn()) {
         let Some(asked) = self.asked_rx.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let mut remount = remount;
@@ -170,7 +171,7 @@ impl Space {
             };
             let Some(how) = remount else { continue };
             if !switch_to {
-                // The reserve opens before the first write may need it.
+                // Open the reserve before the first write may need it.
                 self.strict.store(false, Ordering::Release);
             }
             match how.apply(switch_to) {

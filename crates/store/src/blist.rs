@@ -1,28 +1,28 @@
-//! Which blocks are free: a radix tree of bitmaps that finds runs and allocates nothing while allocating
+//! The set of free blocks: a radix tree of bitmaps that finds runs and takes no memory while it allocates
 //! (R57, R59, R60). Of the family of FreeBSD's blist.
 //!
 //! ```text
 //!   Meta     64 children; for each: `big`, an upper bound of the longest free run below it,
-//!    │                              `whole`, how many GROUPs below it are wholly free
+//!    │                              `whole`, the number of wholly free GROUPs below it
 //!   Meta     … as many levels as the capacity asks for …
 //!    │
 //!   Segment  64 words of 64 bits: 4096 blocks, 16 MiB; a set bit is a free block
 //! ```
 //!
 //! - **No run crosses a segment.** So a run is at most [`SEGMENT`] blocks, and an edit touches one path.
-//! - `big` is raised exactly when blocks are freed, left alone when they are taken, and made exact by a search
-//!   that it sent into a segment in vain. Each edit can cause one vain search, so the cost stays bounded.
-//! - Segments come into being by [`Blist::prepare`], from a [`Stock`] that is made without any lock held: a
-//!   large capacity costs nothing until it is used, and [`Blist::allocate`] and [`Blist::free`] never allocate.
-//! - Allocation goes on from where the last one ended while it finds runs of the wanted length, so that writing
-//!   is sequential; then it starts over, and wants half as much each time there is no such run anywhere.
+//! - Freeing blocks raises `big` exactly, taking blocks leaves it alone, and a fruitless search that it caused makes
+//!   it exact. Each edit can cause one such search, so the cost stays bounded.
+//! - [`Blist::prepare`] adds segments, from a [`Stock`] that is made without any lock held: a large capacity costs
+//!   nothing until it is used, and [`Blist::allocate`] and [`Blist::free`] never take memory.
+//! - Allocation continues where the last one ended while it finds runs of the wanted length, so that writing is
+//!   sequential; then it starts over, and wants half as much each time there is no such run anywhere.
 
 use crate::Run;
 
 /// Blocks in a segment (16 MiB): no run crosses from one into the next.
 pub const SEGMENT: u32 = 4096;
 
-/// Blocks in a group (1 MiB): the unit in which free space is given back to the disk.
+/// Blocks in a group (1 MiB): the unit in which free space returns to the disk.
 pub const GROUP: u32 = 256;
 
 const RADIX: usize = 64;
@@ -38,9 +38,9 @@ struct Segment {
 #[derive(Debug)]
 struct Meta {
     child: [Option<Node>; RADIX],
-    /// At least the longest free run below each child.
+    /// Upper bound of the longest free run below each child.
     big: [u16; RADIX],
-    /// Exactly the wholly free groups below each child.
+    /// Exact number of wholly free groups below each child.
     whole: [u32; RADIX],
 }
 
@@ -50,7 +50,7 @@ enum Node {
     Meta(Box<Meta>),
 }
 
-/// What an edit of a segment means for the nodes above it.
+/// Effect of a segment's edit on the nodes above it.
 #[derive(Default, Clone, Copy)]
 struct Edit {
     /// A free run of this length now exists.
@@ -59,7 +59,7 @@ struct Edit {
     whole_after: u32,
 }
 
-/// Nodes made ahead, for [`Blist::prepare`] to use under a lock.
+/// Nodes allocated ahead, for [`Blist::prepare`] to use under a lock.
 #[derive(Debug)]
 #[expect(clippy::vec_box, reason = "boxed before a lock is taken, moved into the tree under it")]
 pub struct Stock {
@@ -82,7 +82,7 @@ impl Stock {
     }
 }
 
-/// Levels of [`Meta`] that 2^32 blocks take.
+/// Levels of [`Meta`] that 2^32 blocks need.
 const MAX_LEVELS: u32 = 4;
 
 /// Blocks below a child of a meta node at `level`; the children at level 1 are segments.
@@ -142,7 +142,7 @@ impl Segment {
         0
     }
 
-    /// First run at or after `from` of at least `want`; or the longest there is at or after `from`.
+    /// First run at or after `from` of at least `want` blocks; as error, the longest run at or after `from`.
     fn find(&self, mut from: usize, want: usize) -> Result<usize, usize> {
         let mut longest = 0;
         while let Some(start) = self.next_free(from) {
@@ -156,12 +156,12 @@ impl Segment {
         Err(longest)
     }
 
-    /// Whether the group with this number is wholly free.
+    /// Returns true if the group with this number is wholly free.
     fn group_is_free(&self, group: usize) -> bool {
         self.bits[group * GROUP_WORDS..(group + 1) * GROUP_WORDS].iter().all(|&w| w == u64::MAX)
     }
 
-    /// Wholly free groups that `start..end` touches.
+    /// Number of wholly free groups that `start..end` touches.
     fn whole(&self, start: usize, end: usize) -> u32 {
         let group = GROUP as usize;
         to_u32((start / group..end.div_ceil(group)).filter(|&g| self.group_is_free(g)).count())
@@ -179,7 +179,7 @@ impl Segment {
         changed
     }
 
-    /// [`Segment::fill`], and what it means for the nodes above.
+    /// [`Segment::fill`], and its effect on the nodes above.
     fn edit(&mut self, start: usize, end: usize, free: bool) -> (u32, Edit) {
         let whole_before = self.whole(start, end);
         let changed = self.fill(start, end, free);
@@ -213,7 +213,7 @@ impl Meta {
             };
             match found {
                 Ok(block) => return Some(i * span + block),
-                // The whole child was searched, so the bound is known better now.
+                // The whole child was searched, so `longest` is exact.
                 Err(longest) if from == 0 => self.big[i] = self.big[i].min(longest),
                 Err(_) => {}
             }
@@ -221,7 +221,7 @@ impl Meta {
         None
     }
 
-    /// Runs `f` on the segment of this number, and carries what it did up the path.
+    /// Runs `f` on the segment of this number, and applies the effect to the nodes on the path.
     fn edit(&mut self, level: u32, segment: usize, f: &mut dyn FnMut(&mut Segment) -> Edit) -> Edit {
         let i = (segment >> (6 * (level - 1))) % RADIX;
         let edit = match self.child[i].as_mut() {
@@ -234,7 +234,7 @@ impl Meta {
         edit
     }
 
-    /// Makes the path to a segment out of the stock. False if the stock ran out.
+    /// Builds the path to a segment from the stock. Returns false if the stock runs out.
     fn grow(&mut self, level: u32, segment: usize, stock: &mut Stock) -> bool {
         let i = (segment >> (6 * (level - 1))) % RADIX;
         if self.child[i].is_none() {
@@ -280,12 +280,12 @@ pub struct Blist {
     /// Blocks from here on have no segments yet, and are not free.
     prepared: u32,
     free: u32,
-    /// Where the last allocation ended.
+    /// Block at which the last allocation ended.
     cursor: u32,
 }
 
 impl Blist {
-    /// A tree for `capacity` blocks, none of them prepared.
+    /// Creates a tree for `capacity` blocks, none of them prepared.
     #[must_use]
     pub fn new(capacity: u32) -> Blist {
         let mut levels = 1;
@@ -295,7 +295,7 @@ impl Blist {
         Blist { root: Box::new(Meta::new()), levels, capacity, prepared: 0, free: 0, cursor: 0 }
     }
 
-    /// Blocks it may ever hold.
+    /// Number of blocks that the tree can hold.
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.capacity
@@ -307,20 +307,20 @@ impl Blist {
         self.prepared
     }
 
-    /// Free blocks.
+    /// Number of free blocks.
     #[must_use]
     pub fn free_blocks(&self) -> u32 {
         self.free
     }
 
-    /// Groups all blocks of which are free.
+    /// Number of groups whose blocks are all free.
     #[must_use]
     pub fn whole_groups(&self) -> u32 {
         self.root.whole.iter().sum()
     }
 
-    /// Makes the blocks below `upto` (or the capacity) free that were not prepared. Stops early when `stock`
-    /// runs out; returns what is prepared now.
+    /// Makes the unprepared blocks below `upto` (or the capacity) free. Stops early when `stock` runs out; returns
+    /// [`Blist::prepared`].
     pub fn prepare(&mut self, upto: u32, stock: &mut Stock) -> u32 {
         let upto = upto.min(self.capacity);
         while self.prepared < upto {
@@ -357,7 +357,7 @@ impl Blist {
         Some(run)
     }
 
-    /// The cursor, if a run begins there that is as long as can be, or the last of its segment.
+    /// The cursor, if a run begins there that is `max` long, or at least `min` and the last of its segment.
     fn at_cursor(&self, min: usize, max: usize) -> Option<usize> {
         let start = self.cursor as usize;
         let segment = self.root.segment(self.levels, start / SEG).filter(|_| self.cursor < self.prepared)?;
@@ -380,9 +380,9 @@ impl Blist {
         }
     }
 
-    /// Gives back a run or a part of one, or parts of several. Returns how many blocks became free: fewer than
-    /// `run.blocks` says that some were free already or never prepared, and that the caller has a bug; those
-    /// are left as they are. Allocates no memory.
+    /// Frees a run, a part of one, or parts of several. Returns how many blocks became free: fewer than `run.blocks`
+    /// means that some were free already or never prepared, which is a bug of the caller; those are left as they are.
+    /// Allocates no memory.
     pub fn free(&mut self, run: Run) -> u32 {
         let mut freed = 0;
         self.edit_range(run, |s, start, end| {
@@ -394,7 +394,7 @@ impl Blist {
         freed
     }
 
-    /// Takes exactly this run if all of it is free.
+    /// Takes exactly this run if all of it is free. Returns false otherwise.
     pub fn take(&mut self, run: Run) -> bool {
         if !self.all(run, |s, start, end| s.next_used(start) >= end) {
             return false;
@@ -404,7 +404,7 @@ impl Blist {
         true
     }
 
-    /// Whether every block of this run is allocated.
+    /// Returns true if every block of this run is allocated.
     #[must_use]
     pub fn is_allocated(&self, run: Run) -> bool {
         self.all(run, |s, start, end| s.next_free(start).is_none_or(|at| at >= end))

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The whole truth, one flag a block: `None` is not prepared.
+/// The expected state, one flag per block: `None` is not prepared.
 struct Model {
     free: Vec<Option<bool>>,
 }
@@ -47,7 +47,7 @@ impl Model {
 enum Op {
     Prepare(u32),
     Allocate(u32, u32),
-    /// Which of the held runs, how much of its front and back to keep.
+    /// Index of a held run, and how many blocks of its front and back to keep.
     Free(usize, u32, u32),
     TakeGroups(u32),
     FreeAll,
@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A tree, its model, and the runs in someone's hands.
+/// A tree, its model, and the runs that are held.
 struct Pair {
     tree: Blist,
     model: Model,
@@ -125,7 +125,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Frees a run, and once more: the second time nothing must happen.
+    /// Frees a run twice: the second time must change nothing.
     fn give_back(&mut self, run: Run) -> Result<(), TestCaseError> {
         prop_assert!(self.tree.is_allocated(run));
         prop_assert_eq!(self.tree.free(run), run.blocks);
@@ -188,10 +188,10 @@ fn wraps_to_the_long_holes_before_the_short_ones() {
 
 #[test]
 fn the_largest_capacity_costs_nothing_until_used_and_works_at_its_end() {
-    // All segments would be 600 MiB; this fails by time and memory if they were made.
+    // All segments would take 600 MiB: if they were made, this would fail by time and memory.
     let mut tree = Blist::new(u32::MAX);
     assert_eq!(tree.prepare(SEGMENT, &mut Stock::for_blocks(SEGMENT)), SEGMENT);
-    // Only the last segment of many.
+    // Prepare only the last segment of many.
     tree.prepared = u32::MAX - (SEGMENT - 1);
     assert_eq!(tree.prepare(u32::MAX, &mut Stock::for_blocks(SEGMENT)), u32::MAX);
     tree.cursor = u32::MAX - 5;

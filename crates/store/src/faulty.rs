@@ -3,20 +3,21 @@
 //! Every fault is drawn from the seed and the order of calls, so a single-threaded run replays exactly. All can be
 //! switched while the store is in use, through [`Faults`].
 //!
-//! What the layers above must survive, and how:
+//! Faults that the layers above must survive, and how:
 //!
 //! | fault | must become |
 //! |---|---|
 //! | failed write | the page stays in memory and dirty, is counted, and is written again or elsewhere (R6, R17) |
 //! | torn write that reports an error | the same: nothing of it counts as written |
 //! | failed read | an error for that range, never zeros; a later read may succeed |
-//! | bits flipped while reading | an error for that range; the bytes in the store are sound, a second read may tell |
-//! | bits flipped while writing, write torn, lost or misdirected though reported done | an error when the range is read; for a misdirected one, of either range |
+//! | bits flipped while reading | an error for that range; the store's bytes are sound, a second read may succeed |
+//! | bits flipped while writing; write torn or lost though reported done | an error when the range is read |
+//! | write misdirected though reported done | an error when either range is read |
 //! | read misdirected | an error for that range |
-//! | full, not ready | waiting, another store, or ENOSPC to whoever may be refused |
+//! | full, not ready | waiting, another store, or ENOSPC to a writer that may be refused |
 //!
-//! Never acceptable, whatever the faults: wrong bytes, zeros for data, a hang, a leaked run.
-//! There is no redundancy below us, so a corrupted page is lost; *that it is said* is what is tested.
+//! Never acceptable, with any fault: wrong bytes, zeros for data, a hang, a leaked run.
+//! There is no redundancy below, so a corrupted page is lost; the tests check that the loss is reported.
 
 use std::io;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::{AllocError, BLOCK, Backend, Run, Space, Store, Usage};
 
 const EIO: i32 = 5;
 
-/// What to fail. All start at no fault; chances are in millionths of calls. Counters (`next_…`) count down and take
+/// Faults to inject, none at first. Chances are in millionths of calls. Counters (`next_…`) count down and take
 /// precedence over chances.
 #[derive(Debug)]
 pub struct Faults {
@@ -47,35 +48,35 @@ pub struct Faults {
     pub write_error: AtomicU32,
     /// Chance that a read fails.
     pub read_error: AtomicU32,
-    /// Chance that one bit of what is read is flipped.
+    /// Chance that one bit of the bytes read is flipped.
     pub read_flip: AtomicU32,
-    /// Chance that one bit is flipped on its way to the store.
+    /// Chance that one bit of the bytes written is flipped.
     pub write_flip: AtomicU32,
     /// Chance that only a front part of a write reaches the store, and the write fails.
     pub torn_error: AtomicU32,
-    /// Chance that only a front part of a write reaches the store (perhaps none of it), and nobody is told.
+    /// Chance that only a front part of a write reaches the store (perhaps none of it), and the write succeeds.
     pub torn_silent: AtomicU32,
-    /// Chance that a write goes to other blocks, and nobody is told.
+    /// Chance that a write goes to other blocks, and succeeds.
     pub misdirected_write: AtomicU32,
-    /// Chance that a read comes from other blocks, and nobody is told.
+    /// Chance that a read comes from other blocks, and succeeds.
     pub misdirected_read: AtomicU32,
     /// Chance that an allocation is answered with [`AllocError::NotReady`].
     pub not_ready: AtomicU32,
     /// The store is full when this many blocks are allocated.
     pub full_after: AtomicU64,
-    /// Reads that come do not return as long as this is on.
+    /// Reads that begin while this is on do not return before it is off.
     pub hang_reads: AtomicBool,
     rng: AtomicU64,
     errors: AtomicU64,
     corruptions: AtomicU64,
 }
 
-/// Faults that were really injected.
+/// Counts of the faults injected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultCounts {
-    /// Calls that returned an error of ours.
+    /// Calls that returned an injected error.
     pub errors: u64,
-    /// Reads and writes that brought or left wrong bytes without saying so.
+    /// Reads and writes that succeeded, but returned or stored wrong bytes.
     pub corruptions: u64,
 }
 
@@ -105,7 +106,7 @@ impl Faults {
         }
     }
 
-    /// No more faults from here on. What was corrupted stays so.
+    /// Stops all faults. Bytes that were corrupted stay so.
     pub fn stop(&self) {
         let calm = Faults::new(0);
         let pairs = self.switches().into_iter().zip(calm.switches());
@@ -133,7 +134,7 @@ impl Faults {
         ]
     }
 
-    /// What was injected so far.
+    /// Returns the counts of faults injected so far.
     #[must_use]
     pub fn counts(&self) -> FaultCounts {
         FaultCounts {
@@ -151,7 +152,7 @@ impl Faults {
         x ^ (x >> 31)
     }
 
-    /// A number below `n`; 0 if there is none.
+    /// Returns a random number below `n`, or 0 if `n` is 0.
     fn below(&self, n: usize) -> usize {
         let n = u64::try_from(n).unwrap_or(u64::MAX).max(1);
         usize::try_from(self.random() % n).unwrap_or(0)
@@ -184,7 +185,7 @@ impl Faults {
     }
 }
 
-/// Any store, with faults. See the module for what each must become above.
+/// Any store, with faults. The module says how the layers above must survive each.
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
     faults: Arc<Faults>,
@@ -197,12 +198,12 @@ impl std::fmt::Debug for FaultyStore {
 }
 
 impl FaultyStore {
-    /// A store that behaves as `inner` until faults are switched on.
+    /// Creates a store that behaves as `inner` until faults are switched on.
     pub fn new(inner: Arc<dyn Store>, seed: u64) -> FaultyStore {
         FaultyStore { inner, faults: Arc::new(Faults::new(seed)) }
     }
 
-    /// The switches.
+    /// Returns the switches.
     #[must_use]
     pub fn faults(&self) -> Arc<Faults> {
         self.faults.clone()
@@ -281,7 +282,7 @@ impl Backend for FaultyStore {
         }
         if f.chance(&f.misdirected_write) {
             f.corrupted();
-            // Where it would go may not exist; then it is lost, which is as bad.
+            // The other place may not exist; then the write is lost, which is as bad.
             let _ = self.inner.write(self.elsewhere(start, buf.len()), buf);
             return Ok(());
         }

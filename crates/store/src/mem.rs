@@ -1,4 +1,4 @@
-//! A store in memory, for tests: the plain twin of the file store, and stricter than it.
+//! A store in memory, for tests: it behaves like the file store, and is stricter.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,15 +7,15 @@ use std::sync::Mutex;
 use crate::blist::{Blist, SEGMENT, Stock};
 use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, check_buffer, check_range, lock};
 
-/// Blocks that are ready from the start: 1 GiB.
+/// Blocks that are prepared from the start: 1 GiB.
 const READY: u32 = 1 << 18;
 
-/// A store in memory. Only what was written takes memory, and only until it is freed.
+/// A store in memory. Only written blocks take memory, and only until they are freed.
 ///
 /// The first GiB of its capacity can be allocated at once; beyond that it answers [`AllocError::NotReady`] until
 /// [`Space::maintain`] was called, as a file store does from the start; [`MemStore::unprepared`] makes it do so too.
 ///
-/// I/O on blocks that nobody holds is an error here: the caller has lost track of a run. Blocks that are held and
+/// I/O on blocks that are not allocated is an error here: the caller has lost track of a run. Allocated blocks that
 /// were not written read as zeros.
 #[derive(Debug)]
 pub struct MemStore {
@@ -30,13 +30,13 @@ pub struct MemStore {
 struct State {
     blist: Blist,
     allocated: u32,
-    /// Somebody was turned away since space was last prepared.
+    /// An allocation failed since space was last prepared.
     starved: bool,
     blocks: HashMap<u64, Box<[u8]>>,
 }
 
 impl MemStore {
-    /// A store of this capacity, ready to allocate from.
+    /// Creates a store of this capacity, ready to allocate from.
     #[must_use]
     pub fn new(capacity_blocks: u32) -> MemStore {
         let store = Self::unprepared(capacity_blocks);
@@ -45,7 +45,7 @@ impl MemStore {
         store
     }
 
-    /// A store that must be maintained under pressure before it allocates anything.
+    /// Creates a store that must be maintained under pressure before it allocates anything.
     #[must_use]
     pub fn unprepared(capacity_blocks: u32) -> MemStore {
         let blist = Blist::new(capacity_blocks);
@@ -53,7 +53,7 @@ impl MemStore {
         MemStore { state: Mutex::new(state), capacity: capacity_blocks, separates: false, whole_runs: None }
     }
 
-    /// Says that it keeps owners apart (it does not: nobody could tell).
+    /// Makes the store claim that it keeps owners apart (it does not: no caller could tell).
     #[must_use]
     pub fn separating(mut self) -> MemStore {
         self.separates = true;

@@ -1,4 +1,4 @@
-//! What every store must do, run on each of them.
+//! Properties that every store must have, tested on each of them.
 
 mod common;
 
@@ -49,7 +49,7 @@ fn fills_up_to_its_capacity_and_no_further(store: &dyn Store) {
     assert_eq!(store.usage().allocated_blocks, u64::from(CAPACITY));
     assert_eq!(allocate(store, 1, 1), Err(AllocError::Full));
 
-    // Any block-aligned part may come back by itself, and be had again (R57).
+    // Any block-aligned part may be freed by itself, and allocated again (R57).
     let run = runs.pop().unwrap();
     store.free(Run { start: run.start, blocks: 1 });
     assert_eq!(allocate(store, 2, 9), Err(AllocError::Full));
@@ -76,8 +76,8 @@ fn bad_io_is_refused(store: &dyn Store) {
     store.free(run);
 }
 
-/// Threads that write, verify and free while another one punches and prepares: nobody's blocks may change under
-/// him. This is what fails when upkeep punches a group that allocate has just handed out.
+/// Threads write, verify and free while another one punches and prepares: no thread's blocks may change. This fails
+/// if upkeep punches a group that allocate has just handed out.
 fn upkeep_races_nobody(store: &Arc<dyn Store>) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -107,7 +107,7 @@ fn work(store: &dyn Store, worker: u32) {
             store.write(run.start, &pattern(run, owner)).unwrap();
             held.push((run, owner));
         }
-        // Now and then let go of all, so that whole groups fall free.
+        // From time to time free all, so that whole groups become free.
         let keep = if turn % 50 == 49 { 0 } else { 8 };
         while held.len() > keep {
             let (run, owner) = held.swap_remove((random >> 16) as usize % held.len());
@@ -152,7 +152,7 @@ fn file_direct() {
     conforms(|| Arc::new(file(dir.path())));
 }
 
-/// All by one owner, as who knows none of its owners uses it.
+/// One owner for everything, as by a caller that knows no owners.
 #[test]
 fn a_file_for_each_object() {
     let dir = disk_dir();

@@ -52,7 +52,7 @@ fn allocation_can_be_made_to_wait_and_to_fail() {
     assert!(store.allocate(0, 64, 64).is_ok());
 }
 
-/// What happened to each cluster that was said to be written.
+/// Counts of failed writes, and of the results of reads.
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
 struct Outcome {
     write_errors: u32,
@@ -61,7 +61,7 @@ struct Outcome {
     sound: u32,
 }
 
-/// Writes clusters through a store with every fault there is, and reads them back.
+/// Writes clusters through a store with every kind of fault, and reads them back.
 fn storm(seed: u64) -> (Outcome, FaultCounts) {
     let store = faulty(seed);
     let faults = store.faults();
@@ -112,7 +112,7 @@ fn storm(seed: u64) -> (Outcome, FaultCounts) {
     (outcome, faults.counts())
 }
 
-/// Pages of a cluster; some pack, some do not, the last is short.
+/// Pages of a cluster; some are compressible, some are not, the last is short.
 fn contents(tag: u64) -> Vec<Vec<u8>> {
     let mut random = tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut page = |len: usize, noisy: bool| {

@@ -1,11 +1,11 @@
-//! A file for each object where no more files may be open: a process of its own, because that is a limit of processes.
+//! A file for each object at the limit on open files: a process of its own, because the limit is a process's.
 
 mod common;
 
 use common::{allocate_for, disk_dir, holds, pattern, settle};
 use overspill_store::{Backend, PerObjectStore, Run, Space};
 
-/// Where no more files may be open, objects share one, and have their own again when others are gone.
+/// When no more files may be open, objects share one, and get their own again when others are gone.
 #[test]
 fn without_files_objects_share_one() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

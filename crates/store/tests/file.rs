@@ -1,4 +1,4 @@
-//! The file store's dealings with its disk.
+//! The file store and its disk.
 
 mod common;
 
@@ -48,7 +48,7 @@ fn takes_nothing_of_the_disk_before_pressure() {
     assert!(store.allocate(0, 1, 16).is_ok());
 }
 
-// R35, R61: writing into what was handed out makes the file system allocate nothing.
+// R35, R61: writing into allocated blocks makes the file system allocate nothing.
 #[test]
 fn writes_into_prepared_space_only() {
     let dir = disk_dir();
@@ -65,7 +65,7 @@ fn writes_into_prepared_space_only() {
     assert!(store.usage().file_bytes <= before + 256 * 1024);
 }
 
-// R39: gives back what is freed, in the middle as at the end, and keeps what is held.
+// R39: freed space is returned, in the middle as at the end, and allocated blocks are kept.
 #[test]
 fn shrinks_when_freed_and_serves_again() {
     let dir = disk_dir();
@@ -100,7 +100,7 @@ fn shrinks_when_freed_and_serves_again() {
     assert!(store.usage().file_bytes <= MIB, "{} bytes left", store.usage().file_bytes);
 }
 
-// What was given back to the disk can be had again, to the last block.
+// Space that was returned to the disk can be allocated again, to the last block.
 #[test]
 fn punched_space_is_not_lost() {
     let dir = disk_dir();
@@ -114,7 +114,7 @@ fn punched_space_is_not_lost() {
     }
 }
 
-// Punching is rate-limited: a piece a call.
+// Punching is rate-limited: one piece per call.
 #[test]
 fn gives_back_at_most_one_piece_a_call() {
     let dir = disk_dir();
@@ -134,7 +134,7 @@ fn gives_back_at_most_one_piece_a_call() {
     }
 }
 
-// R39: a reserve on the disk is respected, and is the end of the store, not of the program.
+// R39: a reserve on the disk is respected, and limits the store without ending the program.
 #[test]
 fn leaves_the_reserve_free() {
     let dir = disk_dir();
@@ -173,7 +173,8 @@ fn an_existing_file_is_safe_without_force() {
     assert!(holds(&store, run, 3));
 }
 
-/// Who has the file open, or by another name, does not see what is spilled; and another user's is left alone.
+/// A process that has the file open, or under another name, does not see spilled data; another user's file is left
+/// alone.
 #[test]
 fn a_forced_store_is_a_file_of_its_own() {
     use std::io::{Read as _, Seek as _};
@@ -234,7 +235,7 @@ fn a_directory_without_permission_is_refused() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
 }
 
-// R14: whoever mounts can tell where the store would lie, through symlinks too.
+// R14: the mounting process can tell where the store would lie, through symlinks too.
 #[test]
 fn tells_what_a_path_lies_on() {
     let dir = disk_dir();
@@ -285,7 +286,7 @@ impl Drop for SmallDisk {
     }
 }
 
-// R47: a full disk is an answer, and stops being one when there is room again.
+// R47: a full disk is an error, and stops being one when there is room again.
 #[test]
 fn a_full_disk_is_full_until_it_is_not() {
     let Some(disk) = SmallDisk::new() else {

@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Heap calls of this thread, both ways, while `f` runs.
+/// Counts heap calls of this thread, allocations and frees, while `f` runs.
 fn heap_calls(f: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     f();
@@ -79,7 +79,7 @@ fn a_file_store_allocates_nothing_for_a_run() {
     let store = FileStore::in_directory(dir.path(), 1 << 20).unwrap();
     settle(&store, true);
     let calls = heap_calls(|| {
-        // More often than there is room for: refusing allocates nothing either.
+        // More often than there is room for: a refusal allocates nothing either.
         for turn in 0..2000 {
             if let Ok(run) = store.allocate(0, 1, 64)
                 && turn % 3 == 0

@@ -12,7 +12,7 @@ fn store(dir: &std::path::Path) -> PerObjectStore {
     PerObjectStore::in_directory(dir, 1 << 20, usize::MAX).unwrap()
 }
 
-/// What an owner leaves goes back to the disk with its file; what others have is theirs.
+/// An owner's space returns to the disk with its file; other owners keep theirs.
 #[test]
 fn a_file_goes_with_what_is_in_it() {
     let dir = disk_dir();
@@ -46,7 +46,7 @@ fn a_file_goes_with_what_is_in_it() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no file has a name");
 }
 
-/// An object larger than a window has several, and the numbers of those that are gone are used again.
+/// An object larger than a window has several, and the numbers of windows that are gone are reused.
 #[test]
 fn large_objects_and_many_generations() {
     let dir = disk_dir();
@@ -67,7 +67,7 @@ fn large_objects_and_many_generations() {
     assert_eq!(store.files(), 1);
 }
 
-/// Files come and go while others write and read: nobody's blocks change under him.
+/// Files come and go while other threads write and read: no thread's blocks change.
 #[test]
 fn owners_come_and_go_side_by_side() {
     let dir = disk_dir();
@@ -106,12 +106,13 @@ fn owners_come_and_go_side_by_side() {
     assert_eq!((store.files(), store.usage().allocated_blocks), (1, 0));
 }
 
-/// Who joins reads of neighbouring blocks knows nothing of files: the numbers of one may go on in another's.
+/// A caller that joins reads of neighbouring blocks knows nothing of files: the next number may be another file's.
 #[test]
 fn what_lies_side_by_side_by_number_may_be_of_two_files() {
     let dir = disk_dir();
     let store = store(dir.path());
-    // In turn, until each has filled two windows: the last block of one's second is followed by the first of another's.
+    // Owners take turns until each has filled two windows: the last block of one's second precedes the first of
+    // another's.
     let runs: Vec<(u32, Run)> = (0..32)
         .flat_map(|_| 0..3u32)
         .map(|owner| (owner, allocate_for(&store, Some(owner), 256, 256).unwrap()))
@@ -137,7 +138,7 @@ fn what_lies_side_by_side_by_number_may_be_of_two_files() {
     assert!(joined > 0, "no two owners lie side by side: {starts:?}");
 }
 
-/// No more files than are worth their memory.
+/// A limit on files, since each costs memory.
 #[test]
 fn beyond_so_many_files_objects_share_one() {
     let dir = disk_dir();

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 const ALIGN: usize = 4096;
 
-/// A zeroed heap buffer of fixed length, aligned to 4 KiB as O_DIRECT wants it.
+/// A zeroed heap buffer of fixed length, aligned to 4 KiB as O_DIRECT requires.
 #[derive(Debug)]
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
@@ -19,10 +19,10 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// A zeroed buffer of `len` bytes.
+    /// Allocates a zeroed buffer of `len` bytes.
     ///
     /// # Panics
-    /// When `len` is 0 or larger than `isize::MAX` allows.
+    /// If `len` is 0 or larger than `isize::MAX` allows.
     pub fn new(len: usize) -> AlignedBuf {
         assert!(len > 0, "an aligned buffer has at least one byte");
         let layout = Self::layout(len);

@@ -5,8 +5,8 @@
 //!   bit: region may have a free frame    bit: frame is free
 //! ```
 //! Allocation takes the lowest free frame it sees, so that a shrinking population gathers in the low regions and
-//! whole high regions fall free; [`Arena::release`] gives those back to the kernel. Taking and freeing a frame are
-//! a few atomic operations and no lock. How many frames may be taken at once is not decided here: the VM's budget
+//! whole high regions become free; [`Arena::release`] gives those back to the kernel. Taking and freeing a frame are
+//! a few atomic operations and no lock. The arena sets no limit on the frames taken at once: the VM's budget
 //! reserves before it takes (iron rule 1).
 
 use std::ptr::NonNull;
@@ -21,10 +21,10 @@ pub const FRAME: usize = 4096;
 pub const REGION_FRAMES: usize = 64;
 const REGION: usize = REGION_FRAMES * FRAME;
 
-/// Why there is no arena.
+/// The reason why there is no arena.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
-    /// mmap refused.
+    /// mmap failed.
     #[error("cannot reserve {0} bytes of address space: {1}")]
     Map(usize, std::io::Error),
     /// More frames than a slot number can name.
@@ -35,17 +35,17 @@ pub enum ArenaError {
 struct Region {
     /// Bit set: the frame is free.
     free: AtomicU64,
-    /// Bit set: the frame may hold memory of the kernel's. Cleared only by who owns the frame.
+    /// Bit set: the frame may hold memory of the kernel's. Cleared only by the owner of the frame.
     touched: AtomicU64,
-    /// One of the states below. Back to EMPTY only by who owns all its frames.
+    /// One of the states below. Back to EMPTY only by the owner of all its frames.
     memory: AtomicU8,
 }
 
 /// The region holds no memory of the kernel's.
 const EMPTY: u8 = 0;
-/// It does, and a frame of it was taken since [`Arena::release`] last looked.
+/// The region holds memory, and a frame of it was taken since [`Arena::release`] last looked.
 const USED: u8 = 1;
-/// It does, and was wholly free when [`Arena::release`] last looked.
+/// The region holds memory, and was wholly free when [`Arena::release`] last looked.
 const RESTING: u8 = 2;
 
 /// A range of address space cut into frames.
@@ -54,9 +54,9 @@ pub struct Arena {
     regions: Box<[Region]>,
     /// Bit set: the region may have a free frame. A hint; `regions[..].free` is the truth.
     summary: Box<[AtomicU64]>,
-    /// Handles to each frame; 0 when free.
+    /// Number of handles to each frame; 0 when free.
     refs: Box<[AtomicU32]>,
-    /// Bytes charged to somebody's budget; a frame's last handle takes its bytes off.
+    /// Bytes charged to a budget; dropping a frame's last handle subtracts its bytes.
     charged: Arc<AtomicUsize>,
     touched_frames: AtomicUsize,
     /// Frames taken and not given back.
@@ -76,11 +76,11 @@ impl std::fmt::Debug for Arena {
 }
 
 impl Arena {
-    /// Reserves address space for at least `frames` frames. No memory is used until frames are taken. Each
-    /// frame's last handle subtracts [`FRAME`] from `charged` when it goes.
+    /// Reserves address space for at least `frames` frames. No memory is used until frames are taken. Dropping a
+    /// frame's last handle subtracts [`FRAME`] from `charged`.
     ///
     /// # Errors
-    /// When the kernel refuses the mapping.
+    /// If the kernel refuses the mapping, or there are more frames than slot numbers.
     pub fn new(frames: usize, charged: Arc<AtomicUsize>) -> Result<Arc<Arena>, ArenaError> {
         let count = frames.div_ceil(REGION_FRAMES).max(1);
         let frames = count * REGION_FRAMES;
@@ -99,7 +99,7 @@ impl Arena {
         }
         .map_err(|e| ArenaError::Map(len, e.into()))?;
         for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump, Advice::LinuxDontFork] {
-            // One touch of a huge page would commit 2 MiB; frames are not for core dumps nor for children.
+            // One touch of a huge page would commit 2 MiB; frames belong neither in core dumps nor in children.
             // SAFETY: the range is the mapping just made, and none of these changes its contents.
             let _ = unsafe { rustix::mm::madvise(raw, len, advice) };
         }
@@ -124,8 +124,8 @@ impl Arena {
         }))
     }
 
-    /// Takes a frame whose bytes are whatever its last owner left: the caller overwrites or zeroes all of them
-    /// before anybody else may see them (R53). `None` when all are taken.
+    /// Takes a frame. Its bytes are those that its last owner left: the caller overwrites or zeroes all of them before
+    /// others may see them (R53). `None` if all frames are taken.
     pub fn take(self: &Arc<Self>) -> Option<Frame> {
         let slot = self.take_from_summary().or_else(|| self.take_from_any())?;
         self.refs[slot].store(1, Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl Arena {
         None
     }
 
-    /// The summary lags while others take and free; the regions do not.
+    /// The summary lags while other threads take and free; the regions do not.
     fn take_from_any(&self) -> Option<usize> {
         (0..self.regions.len()).find_map(|r| self.take_in_region(r))
     }
@@ -157,7 +157,7 @@ impl Arena {
         while free != 0 {
             let bit = free.trailing_zeros() as usize;
             let left = free & (free - 1);
-            // Acquire: what the frame's last owner and a release() did comes before what we do.
+            // Acquire: accesses by the frame's last owner and by a release() come before ours.
             match region.free.compare_exchange_weak(free, left, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => {
                     if left == 0 {
@@ -197,7 +197,7 @@ impl Arena {
             let first = rest.trailing_zeros() as usize;
             let run = (!(rest >> first)).trailing_zeros() as usize;
             rest &= !(if run == 64 { u64::MAX } else { ((1 << run) - 1) << first });
-            // SAFETY: the frames are free and were taken by the caller, so nobody has a reference into the range.
+            // SAFETY: the frames are free and were taken by the caller, so there is no reference into the range.
             let _ = unsafe {
                 let start = self.base.as_ptr().add(r * REGION + first * FRAME);
                 rustix::mm::madvise(start.cast(), run * FRAME, Advice::LinuxDontNeed)
@@ -212,7 +212,7 @@ impl Arena {
         }
     }
 
-    /// One call for 64 page faults; where the kernel has no such call the faults come one by one.
+    /// One call instead of 64 page faults; if the kernel has no such call the faults come one by one.
     fn populate(&self, r: usize) {
         // SAFETY: the range is one region of our own mapping; populating never changes bytes.
         let _ = unsafe {
@@ -231,9 +231,9 @@ impl Arena {
         self.charged.fetch_sub(FRAME, Ordering::Release);
     }
 
-    /// Gives the memory of regions back to the kernel that are wholly free, and were at the last call already: what
-    /// was freed a moment ago is often wanted again, and taking memory anew costs as much as filling it. Returns the
-    /// bytes given back.
+    /// Gives the memory of regions back to the kernel that are wholly free, and were so at the last call already:
+    /// frames freed a moment ago are often wanted again, and taking memory anew costs as much as filling it. Returns
+    /// the bytes given back.
     pub fn release(&self) -> usize {
         let mut released = 0;
         for (r, region) in self.regions.iter().enumerate() {
@@ -253,8 +253,8 @@ impl Arena {
         released
     }
 
-    /// Gives the memory of up to `bytes` of free frames back at once, wherever they lie, the highest first: for when
-    /// what is free here is wanted elsewhere. Returns the bytes given back.
+    /// Gives the memory of free frames back at once, wherever they lie, the highest first, until it is `bytes` or a
+    /// little more: for when that memory is wanted elsewhere. Returns the bytes given back.
     pub fn trim(&self, bytes: usize) -> usize {
         let mut trimmed = 0;
         for (r, region) in self.regions.iter().enumerate().rev() {
@@ -265,7 +265,7 @@ impl Arena {
             if idle == 0 {
                 continue;
             }
-            // Acquire: as in take_in_region; what others took meanwhile is not ours.
+            // Acquire: as in take_in_region. Frames that other threads took meanwhile are not ours.
             let ours = idle & region.free.fetch_and(!idle, Ordering::Acquire);
             self.drop_memory(r, ours);
             trimmed += ours.count_ones() as usize * FRAME;
@@ -275,7 +275,7 @@ impl Arena {
         trimmed
     }
 
-    /// Bytes of frames that may hold memory: what the arena costs at most.
+    /// Bytes of frames that may hold memory: the most that the arena costs.
     pub fn touched_bytes(&self) -> usize {
         self.touched_frames.load(Ordering::Relaxed) * FRAME
     }
@@ -323,7 +323,7 @@ impl Frame {
         unsafe { &*self.ptr().cast() }
     }
 
-    /// The frame's bytes to change, if this is the only handle.
+    /// Returns the frame's bytes to change, if this is the only handle.
     pub fn bytes_mut(&mut self) -> Option<&mut [u8; FRAME]> {
         // Acquire pairs with the Release of a dropped handle: its reads are over.
         if self.refs().load(Ordering::Acquire) != 1 {
@@ -334,7 +334,7 @@ impl Frame {
         Some(unsafe { &mut *self.ptr().cast() })
     }
 
-    /// Another handle to the same bytes.
+    /// Makes another handle to the same bytes.
     pub fn share(&self) -> Frame {
         self.refs().fetch_add(1, Ordering::Relaxed);
         Frame { arena: self.arena.clone(), slot: self.slot }

@@ -1,11 +1,11 @@
-//! The few things overspill needs of the machine that cannot be said in safe Rust.
+//! The few services of the machine that overspill needs and safe Rust cannot express.
 //!
 //! - [`Arena`], [`Frame`]: page frames, handed out and given back without a lock.
 //! - [`AlignedBuf`]: heap buffers that O_DIRECT accepts.
 //! - [`Ring`]: several requests to a file at once (io_uring).
-//! - [`process`]: what a pager tells the kernel and the C library about itself.
+//! - [`process`]: settings of a pager's process in the kernel and the C library.
 //!
-//! Everything exported is safe to call; `unsafe` stays inside, each block with the reason it holds.
+//! Everything exported is safe to call; `unsafe` stays inside, each block with its SAFETY comment.
 
 mod aligned;
 mod arena;

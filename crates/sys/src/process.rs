@@ -1,4 +1,4 @@
-//! What a pager tells the kernel and the C library about itself.
+//! Settings of a pager's process in the kernel and the C library.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ pub fn set_io_flusher() -> io::Result<()> {
     }
 }
 
-/// Keeps the C library's allocator from spreading over one heap per thread: freed memory of many arenas is
+/// Limits the C library's allocator to two heaps, instead of several per core: freed memory of many arenas is
 /// rarely given back. Call before threads start.
 pub fn limit_malloc_arenas() {
     #[cfg(target_env = "gnu")]
@@ -40,11 +40,11 @@ pub fn trim_heap() {
     }
 }
 
-/// A thread that the process does not outlive: a mount that answers ENOTCONN is better than one that hangs for want of a
-/// thread.
+/// Spawns a thread whose panic ends the process: a mount that answers ENOTCONN is better than one that hangs because a
+/// thread is gone.
 ///
 /// # Errors
-/// When the system gives no more threads.
+/// If the system gives no more threads.
 pub fn spawn_or_die(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(move || {
         let _dies = DieOnUnwind;
@@ -52,7 +52,7 @@ pub fn spawn_or_die(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     })
 }
 
-/// Aborts where it is dropped by a panic. Allocates nothing and says nothing: either may be what failed.
+/// Aborts when dropped by a panic. Allocates nothing and prints nothing: either may be the cause of the panic.
 struct DieOnUnwind;
 
 impl Drop for DieOnUnwind {
@@ -63,8 +63,8 @@ impl Drop for DieOnUnwind {
     }
 }
 
-/// From now on a panic of any thread ends the process, within a second and for certain: the message is tried after a timer
-/// was started whose signal kills, so that neither a log that blocks nor an allocator that hangs keeps the process.
+/// Makes a panic of any thread end the process within a second. A timer whose signal kills is started before the
+/// message is printed, so that neither a log that blocks nor an allocator that hangs keeps the process alive.
 pub fn die_on_panic() {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -75,8 +75,9 @@ pub fn die_on_panic() {
 }
 
 fn kill_after_a_second() {
-    // SAFETY: sigemptyset and sigaddset write to a set of ours that outlives them; the other calls take numbers and that set
-    // only. All are async-signal-safe. SIGALRM is taken from nobody: no thread of a process that calls `die_on_panic` uses it.
+    // SAFETY: sigemptyset and sigaddset write to a set of ours that outlives them; the other calls take numbers and
+    // that set only. All are async-signal-safe. No thread of a process that calls `die_on_panic` has another use of
+    // SIGALRM.
     unsafe {
         libc::signal(libc::SIGALRM, libc::SIG_DFL);
         let mut set = std::mem::MaybeUninit::uninit();
@@ -87,8 +88,8 @@ fn kill_after_a_second() {
     }
 }
 
-/// Keeps all descriptors but the three standard ones from the programs that this process starts: its own are so already,
-/// but those it was started with need not be, and a child that lives on would hold a caller's lock or pipe for ever.
+/// Keeps all descriptors but the three standard ones from child programs. Our own are close-on-exec already, inherited
+/// ones need not be, and a child that lives on would hold a caller's lock or pipe for ever.
 ///
 /// # Errors
 /// ENOSYS before Linux 5.11.
@@ -102,7 +103,7 @@ pub fn keep_descriptors_from_children() -> io::Result<()> {
     }
 }
 
-/// From now on a write beyond the process's limit on file sizes is an error (EFBIG) and not the end of the process.
+/// Makes a write beyond the process's limit on file sizes an error (EFBIG) and not the end of the process.
 pub fn survive_file_size_limit() {
     // SAFETY: ignoring a signal installs no handler.
     unsafe {

@@ -137,7 +137,7 @@ pub struct Ring {
     rung: Box<[u8; 8]>,
     /// A read of the bell is under way.
     listening: bool,
-    /// The kernel knows of a bound for waiting.
+    /// The kernel supports a timeout for waiting.
     bounded: bool,
 }
 
@@ -334,7 +334,7 @@ impl Ring {
             }
         });
         match waited {
-            // Time is over; or there is more to be looked at before anything else is taken.
+            // The time has passed; or completions must be taken before more requests are accepted.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             other => other.map(drop),
         }
@@ -405,7 +405,7 @@ impl Drop for Ring {
 }
 
 fn build(entries: u32) -> io::Result<IoUring> {
-    // One thread, that looks when it likes: nobody is interrupted to be told. Linux 6.1; before that, without.
+    // One thread submits, and looks for completions itself: no interrupts. Needs Linux 6.1; older kernels go without.
     let modern = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
     match modern {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::builder().build(entries),
@@ -413,7 +413,7 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-/// Until no signal comes in between.
+/// Repeats a call that a signal interrupts.
 fn again<T>(mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match f() {

@@ -1,4 +1,4 @@
-//! A thread that dies takes its process along, for certain.
+//! The death of a thread ends its process.
 
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -7,27 +7,28 @@ use std::time::{Duration, Instant};
 
 use overspill_sys::process::{die_on_panic, spawn_or_die};
 
-/// How the child of a test dies.
+/// Variable that tells the child of a test how to die.
 const HOW: &str = "OVERSPILL_TEST_DIES";
 
-/// Not a test of its own: what the children do.
+/// Not a test of its own: the child processes run it.
 #[test]
 fn child() {
     let Ok(how) = std::env::var(HOW) else { return };
     if how == "hook" {
         die_on_panic();
     } else {
-        // Quietly: what is said is the hook's business.
+        // Print nothing: only the hook deals with messages.
         std::panic::set_hook(Box::new(|_| {}));
     }
-    // So long that no pipe holds it.
+    // Longer than any pipe holds.
     let words = "x".repeat(1 << 20);
     let thread = spawn_or_die("dies", move || panic!("{words}"));
     std::thread::sleep(Duration::from_secs(60));
     drop(thread);
 }
 
-/// The signal that ends the child. Its stderr is a pipe that is read only then; where it does not end it is killed.
+/// Returns the signal that ends the child. Its stderr is a pipe that is read only then; a child that lives on is
+/// killed.
 fn dies(how: &str) -> i32 {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "child", "--nocapture"]).env(HOW, how).stdin(Stdio::null()).stdout(Stdio::null());
@@ -49,7 +50,7 @@ fn a_thread_that_unwinds_ends_the_process() {
     assert_eq!(dies("guard"), 6, "SIGABRT");
 }
 
-/// Also when what it says finds no reader: a timer kills it.
+/// Also if no process reads its message: a timer kills it.
 #[test]
 fn a_panic_ends_the_process_whatever_its_stderr_does() {
     assert_eq!(dies("hook"), 14, "SIGALRM");

@@ -5,7 +5,7 @@ use crate::fs::TmpFs;
 use crate::inode::{CAPABILITY, Inode};
 use crate::types::{Attr, Caller, MODE_BITS, SetAttr, SetTime, StaleAttributes, Timestamp};
 
-/// How old an access time may grow, by the rule of relatime: a day.
+/// Relatime updates an access time of at least this age: one day.
 const RELATIME_SECONDS: i64 = 24 * 60 * 60;
 
 impl TmpFs {
@@ -17,19 +17,19 @@ impl TmpFs {
         Ok(self.inode(ino)?.attr())
     }
 
-    /// What an operation on a file's data has changed of attributes that were handed out. Whoever keeps a copy must drop it.
-    /// Until attributes are handed out again the answer is nothing.
+    /// Reports, once, which attributes that were handed out an operation on the file's data has changed. Holders of a
+    /// copy must drop it. Further calls return `None` until attributes are handed out again.
     pub fn stale_attributes(&self, ino: u64) -> StaleAttributes {
         self.inode(ino).map_or(StaleAttributes::None, |inode| inode.stale_attributes())
     }
 
-    /// Changes attributes. A size, which may have to wait, is set first; if that fails nothing else is changed.
+    /// Changes attributes. The size is set first, since that may wait or fail; if it fails nothing else is changed.
     ///
     /// A new owner or group clears the set-id bits of anything but a directory, and so does a new size unless the
     /// caller is privileged; a mode set in the same call stands.
     ///
     /// # Errors
-    /// [`FsError::IsDirectory`], [`FsError::Invalid`] and [`FsError::FileTooBig`] for a size that cannot be;
+    /// [`FsError::IsDirectory`], [`FsError::Invalid`] and [`FsError::FileTooBig`] for a size that cannot be set;
     /// [`FsError::Memory`] when the bytes after a new, smaller size could not be cleared: the file then keeps its
     /// size, or has the new one rounded up to a page.
     pub async fn setattr(&self, ino: u64, set: SetAttr, caller: Caller) -> Result<Attr, FsError> {
@@ -37,13 +37,13 @@ impl TmpFs {
         if let Some(size) = set.size {
             self.resize(inode.file()?, size).await?;
         }
-        // Dropped after the lock, with its charge.
+        // Dropped after the lock of the attributes, with its charge.
         let _capability = change(&inode, set, caller, self.now());
         Ok(inode.attr())
     }
 
-    /// Notes an access, by the rule of relatime: the access time moves only if it is not later than the last change
-    /// or older than a day.
+    /// Updates the access time by the rule of relatime: only if it is not later than the last change, or is at least
+    /// a day old.
     ///
     /// # Errors
     /// [`FsError::Stale`].

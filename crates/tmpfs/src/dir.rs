@@ -1,9 +1,9 @@
 //! A directory's entries.
 //!
-//! Each entry exists once, with its name, and is found two ways: by the hash of its name, and by its cookie, in the
-//! order it was made. Cookies only grow and are never used again, so a reader that goes on after a cookie sees
-//! every entry that stays exactly once, whatever else comes and goes. An entry whose name is taken over by a rename
-//! keeps its cookie: a name that exists all the while is never missed.
+//! Each entry exists once, with its name, and is found two ways: by the hash of its name, and by its cookie, in
+//! order of creation. Cookies only grow and are never reused, so a reader that continues after a cookie sees every
+//! entry that stays exactly once, whichever others come and go. A rename that replaces an entry keeps its cookie: a
+//! name that exists all the while is never missed.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -16,17 +16,17 @@ use smallvec::SmallVec;
 use crate::trie::HashTrie;
 use crate::types::FileKind;
 
-/// The cookie of `.`; the directory itself begins at zero.
+/// The cookie of `.`; a reader of the directory begins at zero.
 pub(crate) const COOKIE_SELF: u64 = 1;
 /// The cookie of `..`.
 pub(crate) const COOKIE_PARENT: u64 = 2;
 
 /// Names up to this many bytes lie in the entry itself.
 const INLINE_NAME: usize = 24;
-/// What the two indexes take for an entry, with the slack of their nodes.
+/// Bytes that the two indexes take for an entry, with the slack of their nodes.
 const INDEX_COST: usize = 64;
 
-/// What an entry with a short name takes of metadata.
+/// Bytes of metadata of an entry with a short name.
 pub(crate) const ENTRY_COST: usize = size_of::<Entry>() + INDEX_COST;
 
 /// A valid name with its hash, computed before any lock is taken.
@@ -36,8 +36,8 @@ pub(crate) struct Name<'a> {
     pub(crate) hash: u64,
 }
 
-/// One entry. What it leads to is guarded by the directory's lock; it is an atomic only because both indexes
-/// point to the entry.
+/// One entry. Its target is guarded by the directory's lock; it is an atomic only because both indexes point to the
+/// entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) cookie: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Entry {
     _charge: Charge,
 }
 
-/// An inode, as a directory entry knows it.
+/// The inode of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) ino: u64,
@@ -78,7 +78,7 @@ pub(crate) struct Dir {
     by_name: HashTrie<Ref<Entry>>,
     by_cookie: BTreeMap<u64, Ref<Entry>>,
     next_cookie: u64,
-    /// Removed: nothing can be made in it any more.
+    /// The directory is removed: no entry can be added any more.
     pub(crate) dead: bool,
 }
 
@@ -100,7 +100,7 @@ impl Dir {
         self.by_name.get(name.hash, |entry| entry.name[..] == *name.bytes).map(|entry| entry.target())
     }
 
-    /// Adds an entry for a name that is not there.
+    /// Adds an entry. Its name must not exist yet.
     pub(crate) fn insert(&mut self, hash: u64, NewEntry(mut entry): NewEntry, target: Target) {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
@@ -112,14 +112,14 @@ impl Dir {
         self.by_name.insert(hash, entry);
     }
 
-    /// Lets an existing name lead to another inode.
+    /// Points an existing name to another inode.
     pub(crate) fn retarget(&mut self, name: Name<'_>, target: Target) {
         if let Some(entry) = self.by_name.get(name.hash, |entry| entry.name[..] == *name.bytes) {
             entry.target.store(target.pack(), Ordering::Relaxed);
         }
     }
 
-    /// Takes an entry out. Drop it when no lock is held: that returns its charge.
+    /// Removes an entry. Drop it when no lock is held: that returns its charge.
     pub(crate) fn remove(&mut self, name: Name<'_>) -> Option<Ref<Entry>> {
         let entry = self.by_name.remove(name.hash, |entry| entry.name[..] == *name.bytes)?;
         self.by_cookie.remove(&entry.cookie);
@@ -133,13 +133,13 @@ impl Dir {
     }
 }
 
-/// An entry that is in no directory yet: made before the first lock, because making it can fail.
+/// An entry that is in no directory yet: allocated before the first lock, because allocation can fail.
 #[derive(Debug)]
 pub(crate) struct NewEntry(Ref<Entry>);
 
 impl NewEntry {
     /// # Errors
-    /// When there is no memory for it.
+    /// If there is no memory for the entry.
     pub(crate) fn new(vm: &Vm, name: Name<'_>) -> Result<NewEntry, VmError> {
         let long = if name.bytes.len() > INLINE_NAME { name.bytes.len() + 16 } else { 0 };
         let charge = vm.charge(ENTRY_COST + long)?;

@@ -1,16 +1,16 @@
-//! What an operation can fail with, and the error number each failure is known by.
+//! Errors of operations, and their error numbers.
 
 use overspill_vm::VmError;
 use rustix::io::Errno;
 
-/// Why a file system operation failed.
+/// The reason why a file system operation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FsError {
     /// No such name, or the directory was removed (ENOENT).
     #[error("no such file or directory")]
     NotFound,
-    /// The inode number is not, or no longer, in use (ESTALE).
+    /// No inode has this number, or none any more (ESTALE).
     #[error("no such inode")]
     Stale,
     /// The name is taken (EEXIST).
@@ -52,22 +52,22 @@ pub enum FsError {
     /// The value or the list of extended attributes is too long (E2BIG).
     #[error("attribute too big")]
     AttributeTooBig,
-    /// No more links to this inode (EMLINK).
+    /// The inode has the maximum of links (EMLINK).
     #[error("too many links")]
     TooManyLinks,
     /// Not supported here (EOPNOTSUPP).
     #[error("operation not supported")]
     Unsupported,
-    /// Nothing there to seek to (ENXIO).
+    /// No data or hole to seek to (ENXIO).
     #[error("no data at or after this offset")]
     NoSuchOffset,
-    /// The memory object failed: ENOSPC where space or memory is short, EIO where bytes cannot be had.
+    /// The memory object failed: ENOSPC if space or memory is short, EIO if bytes cannot be read.
     #[error(transparent)]
     Memory(#[from] VmError),
 }
 
 impl FsError {
-    /// The error number a system call would return.
+    /// Returns the error number for a system call.
     pub fn errno(self) -> i32 {
         let errno = match self {
             FsError::NotFound => Errno::NOENT,

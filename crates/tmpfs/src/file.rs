@@ -1,7 +1,7 @@
 //! Data of regular files.
 //!
-//! The bytes are the object's. What is decided here is what a size means: bytes at and after it are zeros, it grows
-//! only after the bytes before it are in, and it shrinks only after the bytes behind it are cleared.
+//! The object keeps the bytes; this module keeps the size. Bytes at and after the size are zeros: it grows only after
+//! the bytes before it are written, and shrinks only after the bytes behind it are cleared.
 
 use std::sync::atomic::Ordering;
 
@@ -16,11 +16,11 @@ use crate::types::{Caller, FallocateMode, SeekTo, WriteFlags};
 const PAGE_SIZE: u64 = PAGE as u64;
 
 impl TmpFs {
-    /// Reads from a file into `buf`, and says how many bytes there were before its end. It does not touch the access
-    /// time; see [`accessed`](TmpFs::accessed).
+    /// Reads from a file into `buf` and returns the number of bytes, which stop at the end of the file. The access
+    /// time does not change; see [`accessed`](TmpFs::accessed).
     ///
     /// # Errors
-    /// [`FsError::Memory`] when any byte of the range cannot be had: never zeros, never fewer bytes.
+    /// [`FsError::Memory`] when any byte of the range cannot be read: never zeros, never fewer bytes.
     pub async fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         let inode = self.inode(ino)?;
         let file = inode.file()?;
@@ -37,10 +37,10 @@ impl TmpFs {
         Ok(len)
     }
 
-    /// Writes into a file, and says how many bytes are in: fewer than given only if it failed after those.
+    /// Writes into a file and returns the number of bytes written: fewer than given only if it failed after those.
     ///
     /// A write that is dropped half way may leave some of its bytes within the file; those beyond its end are cleared
-    /// before anybody can see them.
+    /// before a read can see them.
     ///
     /// # Errors
     /// [`FsError::FileTooBig`]; [`FsError::Memory`] when not one byte could be written.
@@ -76,18 +76,18 @@ impl TmpFs {
         drop(gate);
         let Some(failure) = failure else { return Ok(written) };
         if file.has_remains.load(Ordering::Acquire) {
-            // An earlier try of this write came further. Where it cannot be cleared now it is before the file grows.
+            // An earlier try of this write got further. If this fails, its bytes are cleared before the file grows.
             let _ = clear_remains(file, &file.gate.write().await).await;
         }
         if written == 0 { Err(failure.into()) } else { Ok(written) }
     }
 
-    /// Takes note that data which somebody was told is written did not come in: its range reads as an error until it
-    /// is written again, and the file is at least long enough to hold it. Where there is no room even for that note, which a
-    /// writer who never stops must not fill memory with, the range reads as an error until the file is cut below it.
+    /// Marks a range whose data was acknowledged and could not be stored: it reads as an error until it is written
+    /// again, and the file grows to include it. If there is no room for the mark (a writer that never stops must not
+    /// fill memory with marks), the range reads as an error until the file is truncated below it.
     ///
-    /// This is for a kernel's writeback that had to be refused: nobody is left to hear the error, and zeros or old
-    /// bytes in that place would be silent damage.
+    /// This is for kernel writeback that had to be refused: no process waits for the error any more, and zeros or old
+    /// bytes in its place would be silent damage.
     ///
     /// # Errors
     /// [`FsError::Stale`], [`FsError::IsDirectory`], [`FsError::Invalid`], [`FsError::FileTooBig`].
@@ -103,11 +103,11 @@ impl TmpFs {
         Ok(())
     }
 
-    /// Allocates, clears or punches a range of a file. Set-id bits go, unless the caller is privileged.
+    /// Allocates, clears or punches a range of a file. Clears set-id bits, unless the caller is privileged.
     ///
     /// # Errors
     /// [`FsError::Invalid`] for an empty range; [`FsError::FileTooBig`]; [`FsError::Memory`], after which part of the
-    /// range may have been done.
+    /// range may be done.
     pub async fn fallocate(
         &self,
         ino: u64,
@@ -144,7 +144,7 @@ impl TmpFs {
         Ok(())
     }
 
-    /// Finds data or a hole, for lseek(2). Both begin on pages; space allocated and not written is data.
+    /// Finds data or a hole, for lseek(2). Both begin on page boundaries; allocated space that is not written is data.
     ///
     /// # Errors
     /// [`FsError::NoSuchOffset`] at or past the end of the file, or when only a hole follows.
@@ -186,7 +186,8 @@ impl TmpFs {
     async fn allocate(&self, file: &File, offset: u64, end: u64) -> Result<(), FsError> {
         let (start, end) = (offset / PAGE_SIZE, end.div_ceil(PAGE_SIZE));
         let object = self.object(file);
-        // What cannot fit, were all of the file's pages in the range, must not fill the file system before it fails.
+        // A request that cannot fit, even if all of the file's pages are in the range, must fail before it fills the
+        // file system.
         let free = self.account.limit().saturating_sub(self.account.used());
         if end - start > free.saturating_add(object.pages()) {
             return Err(VmError::NoSpace.into());
@@ -194,15 +195,15 @@ impl TmpFs {
         Ok(object.allocate(start, end).await?)
     }
 
-    /// The object of a file, made now if this is the first write (R9).
+    /// Returns the object of a file. The first write creates it (R9).
     fn object<'a>(&self, file: &'a File) -> &'a Object {
         file.object.get_or_init(|| self.vm.object(&self.account))
     }
 
-    /// Times and rights after a write.
+    /// Updates times and clears set-id bits and capabilities after a write.
     fn wrote(&self, inode: &Inode, flags: WriteFlags) {
         let now = self.now();
-        // Dropped after the lock, with its charge.
+        // Declared before the lock guard, hence dropped after it, with its charge.
         let _capability;
         let mut meta = inode.meta();
         if !flags.keep_times {
@@ -219,7 +220,7 @@ impl TmpFs {
 type Shared<'a> = async_lock::RwLockReadGuard<'a, ()>;
 type Exclusive<'a> = async_lock::RwLockWriteGuard<'a, ()>;
 
-/// The gate, shared, for a change at `offset` that may make the file longer: bytes between its end and there are zeros.
+/// Takes the gate, shared, for a change at `offset` that may grow the file: bytes between its end and there are zeros.
 async fn gate_for_growth(file: &File, offset: u64) -> Result<Shared<'_>, FsError> {
     let gate = file.gate.read().await;
     if offset <= file.size() || !file.has_remains.load(Ordering::Acquire) {
@@ -230,7 +231,7 @@ async fn gate_for_growth(file: &File, offset: u64) -> Result<Shared<'_>, FsError
     Ok(file.gate.read().await)
 }
 
-/// Clears what writes that were given up have left beyond the end of the file.
+/// Clears bytes that dropped writes have left beyond the end of the file.
 async fn clear_remains(file: &File, _gate: &Exclusive<'_>) -> Result<(), FsError> {
     if !file.has_remains.load(Ordering::Acquire) {
         return Ok(());
@@ -247,16 +248,16 @@ async fn clear_remains(file: &File, _gate: &Exclusive<'_>) -> Result<(), FsError
     Ok(())
 }
 
-/// Takes note when a write is dropped before its end.
+/// Marks the file if a write is dropped before it completes.
 struct Remains<'a>(Option<&'a File>);
 
 impl<'a> Remains<'a> {
-    /// Of a write up to `end`. Within the file it leaves nothing that could be taken for zeros.
+    /// For a write up to `end`. A write within the file leaves nothing where zeros are promised.
     fn of_write(file: &'a File, end: u64) -> Self {
         Remains((end > file.size()).then_some(file))
     }
 
-    /// The write has come to its end.
+    /// The write has completed: no mark.
     fn end(mut self) {
         self.0 = None;
     }
@@ -270,19 +271,19 @@ impl Drop for Remains<'_> {
     }
 }
 
-/// Drops what lies at and after `size`, so that it reads as zeros should the file grow again.
+/// Drops the data at and after `size`, so that it reads as zeros if the file grows again.
 async fn cut(file: &File, object: &Object, size: u64) -> Result<(), FsError> {
     let page_end = size.next_multiple_of(PAGE_SIZE);
     if size < file.size() && size < page_end {
         let mut cleared = object.zero(size, page_end).await;
         if cleared == Err(VmError::NoMemory) {
-            // A page is wanted to clear the tail in, and the pages behind it may be the last there are.
+            // Clearing the tail takes a page, and the pages behind it may be the last there are.
             object.discard(page_end / PAGE_SIZE, u64::MAX)?;
             file.set_size(file.size().min(page_end));
             cleared = object.zero(size, page_end).await;
         }
         match cleared {
-            // A lost page stays lost as a whole: nobody will read its tail.
+            // A lost page stays lost as a whole: its tail cannot be read.
             Ok(()) | Err(VmError::Lost) => {}
             Err(failure) => return Err(failure.into()),
         }
@@ -297,12 +298,12 @@ fn grow_unless(keep_size: bool, file: &File, end: u64) {
     }
 }
 
-/// How much of `len` bytes from `offset` lies before `end`.
+/// Returns how many of `len` bytes from `offset` lie before `end`.
 fn clip(len: usize, offset: u64, end: u64) -> usize {
     usize::try_from(end.saturating_sub(offset)).map_or(len, |room| room.min(len))
 }
 
-/// Where a range ends that must not be empty nor too far.
+/// Returns the end of a range, which must not be empty or exceed [`MAX_FILE_SIZE`].
 fn checked_end(offset: u64, len: u64) -> Result<u64, FsError> {
     if len == 0 {
         return Err(FsError::Invalid);

@@ -1,4 +1,4 @@
-//! The file system: what it holds, and how inodes come and go.
+//! The file system: its configuration, its limits, and how inodes come and go.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -17,21 +17,21 @@ use crate::table::{Slots, Table};
 use crate::types::{Attr, Caller, Clock, FileKind, FsStats, Orphans, RenameMode, SET_GID, StatFs, Timestamp};
 use crate::{NAME_MAX, ROOT_INO};
 
-/// What the table, a radix tree and an `Arc` take for an inode beside itself.
+/// Bytes that the table, a radix tree and an `Arc` take for an inode beside itself.
 const INODE_OVERHEAD: usize = 64;
-/// What an empty file takes of metadata: its inode and a short name.
+/// Bytes of metadata of an empty file: its inode and a short name.
 const FILE_COST: usize = size_of::<Inode>() + INODE_OVERHEAD + ENTRY_COST;
 /// The most links an inode may have.
 pub(crate) const LINK_MAX: u32 = u32::MAX - 1;
 
-/// How to make a [`TmpFs`].
+/// Configuration of a [`TmpFs`].
 #[derive(Clone)]
 pub struct TmpFsConfig {
-    /// Who keeps the pages.
+    /// The VM that keeps the pages.
     pub vm: Vm,
-    /// How many pages of data may exist: tmpfs's `size=`.
+    /// Limit on pages of data: tmpfs's `size=`.
     pub size_pages: u64,
-    /// How many inodes may exist, the root among them: tmpfs's `nr_inodes=`. `None` is no limit.
+    /// Limit on inodes, the root included: tmpfs's `nr_inodes=`. `None` is no limit.
     pub nr_inodes: Option<u64>,
     /// Permissions of the root directory.
     pub mode: u32,
@@ -39,7 +39,7 @@ pub struct TmpFsConfig {
     pub uid: u32,
     /// Group of the root directory.
     pub gid: u32,
-    /// Where the time comes from.
+    /// Source of the time.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -57,8 +57,8 @@ impl fmt::Debug for TmpFsConfig {
 /// # Locks
 /// Taken in this order:
 ///
-/// 1. *name*: the rename mutex, for renames from one directory to another, which are therefore one at a time and can
-///    follow `..` in peace; then directories' locks, several by ascending inode number;
+/// 1. *name*: the rename mutex, which serialises renames from one directory to another, so that they can follow
+///    `..` safely; then directories' locks, several by ascending inode number;
 /// 2. *inode*: an inode's attributes, one inode at a time;
 /// 3. *leaves*: the orphans, then a shard of the inode table;
 /// 4. the VM's own.
@@ -68,22 +68,22 @@ impl fmt::Debug for TmpFsConfig {
 ///
 /// # Order of requests on one file (R67)
 /// Reads, writes, seeks and [`mark_lost`](TmpFs::mark_lost) share the gate; truncation and
-/// [`fallocate`](TmpFs::fallocate) have it alone, so a write that waits for a slow store cannot interleave with a
-/// truncation and lose bytes. The gate is fair to writers: a truncation waits for what was begun before it and goes
-/// before what was begun after it. Reads and writes in flight together are ordered page by page: each page a read
-/// returns is as it was before or after each write, and of two such writes to a page either may come last. The size
-/// grows only after the bytes are in.
+/// [`fallocate`](TmpFs::fallocate) take it exclusively, so a write that waits for a slow store cannot interleave with
+/// a truncation and lose bytes. The gate is fair to writers: a truncation waits for operations begun before it and
+/// precedes those begun after it. Concurrent reads and writes are ordered page by page: each page a read returns is
+/// as it was before or after each write, and of two such writes to a page either may come last. The size grows only
+/// after the bytes are written.
 ///
 /// # Life of an inode
 /// An inode lives while it has a name or is referenced from outside: [`grab`](TmpFs::grab) before its number is
-/// handed out, [`forget`](TmpFs::forget) when it is given up. A number is never used again. Without any reference
-/// an inode goes with its last name, although an operation that has begun on it still ends.
+/// handed out, [`forget`](TmpFs::forget) when it is given up. Inode numbers are never reused. An unreferenced inode
+/// is removed with its last name, although an operation already begun on it completes.
 pub struct TmpFs {
     pub(crate) vm: Vm,
     pub(crate) account: Arc<Account>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) table: Table,
-    /// Held by renames between directories.
+    /// The rename mutex: held by renames between directories.
     pub(crate) moves: Mutex<()>,
     hasher: RandomState,
     slots: Arc<Slots>,
@@ -99,10 +99,10 @@ impl fmt::Debug for TmpFs {
 }
 
 impl TmpFs {
-    /// An empty file system: a root directory.
+    /// Creates a file system that holds only a root directory.
     ///
     /// # Errors
-    /// [`FsError::NoInodes`] or [`FsError::Memory`] when there is no room even for that.
+    /// [`FsError::NoInodes`] or [`FsError::Memory`] when there is no room for the root.
     pub fn new(config: TmpFsConfig) -> Result<TmpFs, FsError> {
         let fs = TmpFs {
             vm: config.vm,
@@ -122,8 +122,8 @@ impl TmpFs {
         Ok(fs)
     }
 
-    /// Who is charged for the data: its limit is the size of the file system, and its reserve what
-    /// [`WriteFlags::reserve`](crate::WriteFlags) draws on.
+    /// The account that data is charged to: its limit is the size of the file system, and
+    /// [`WriteFlags::reserve`](crate::WriteFlags) draws on its reserve.
     pub fn account(&self) -> &Arc<Account> {
         &self.account
     }
@@ -133,8 +133,8 @@ impl TmpFs {
         &self.vm
     }
 
-    /// Takes a reference to an inode, before its number is handed out. Says whether it still exists; the root always
-    /// does. Within the callback of [`readdir`](TmpFs::readdir) every entry does.
+    /// Takes a reference to an inode, before its number is handed out. Returns false if the inode no longer exists.
+    /// The root always exists, and within the callback of [`readdir`](TmpFs::readdir) so does every entry but `..`.
     pub fn grab(&self, ino: u64) -> bool {
         let Some(inode) = self.table.get(ino) else { return false };
         let mut meta = inode.meta();
@@ -145,7 +145,7 @@ impl TmpFs {
         true
     }
 
-    /// Gives up `n` references to an inode, which goes with the last one if it has no name.
+    /// Drops `n` references to an inode. An inode without a name is freed with the last one.
     pub fn forget(&self, ino: u64, n: u64) {
         let Some(inode) = self.table.get(ino) else { return };
         let mut meta = inode.meta();
@@ -155,23 +155,23 @@ impl TmpFs {
             lock(&self.orphans).remove(&ino);
             self.table.remove(ino);
         }
-        // The data goes with `inode`, after the guard.
+        // The data is freed with `inode`, after the guard.
         drop(meta);
     }
 
-    /// Inodes without a name that are still referenced. A [`forget`](TmpFs::forget) lags behind the last close:
-    /// who is about to report that space is short had better wait for these first.
+    /// Counts inodes without a name that are still referenced. A [`forget`](TmpFs::forget) lags behind the last close,
+    /// so a caller should wait for orphans before it reports that space is short.
     pub fn orphans(&self) -> Orphans {
         let all: Vec<Ref<Inode>> = lock(&self.orphans).values().cloned().collect();
         Orphans { inodes: all.len() as u64, pages: all.iter().map(|inode| inode.pages()).sum() }
     }
 
-    /// Whether there are any orphans; cheaper than counting them.
+    /// Returns true if there are any orphans; cheaper than counting them.
     pub fn has_orphans(&self) -> bool {
         !lock(&self.orphans).is_empty()
     }
 
-    /// Sizes, for statfs(2).
+    /// Limits and free counts, for statfs(2).
     pub fn statfs(&self) -> StatFs {
         let (pages, used) = (self.account.limit(), self.slots.used());
         let by_memory = (self.vm.metadata_left() / FILE_COST) as u64;
@@ -203,7 +203,7 @@ impl TmpFs {
         self.table.get(ino).ok_or(FsError::Stale)
     }
 
-    /// Checks a name and hashes it. `.` and `..` are left to the caller, see [`Name::is_dots`].
+    /// Checks a name and hashes it. The caller handles `.` and `..`, see [`Name::is_dots`].
     pub(crate) fn name<'a>(&self, bytes: &'a [u8]) -> Result<Name<'a>, FsError> {
         use std::hash::BuildHasher;
         if bytes.is_empty() {
@@ -218,7 +218,7 @@ impl TmpFs {
         Ok(Name { bytes, hash: self.hasher.hash_one(bytes) })
     }
 
-    /// An inode with one name (a directory: two links), not in the table yet.
+    /// Creates an inode with one link (a directory: two), not in the table yet.
     pub(crate) fn new_inode(
         &self,
         node: Node,
@@ -234,7 +234,7 @@ impl TmpFs {
         Ok(Ref::new(Inode::new(birth)).map_err(VmError::from)?)
     }
 
-    /// Takes one name away from an inode; from a directory, its life. Its parent's lock is held.
+    /// Drops one link of an inode; a directory loses all. The parent's lock is held.
     pub(crate) fn drop_link(&self, inode: &Ref<Inode>, now: Timestamp) {
         let mut meta = inode.meta();
         meta.nlink = if inode.is_dir() { 0 } else { meta.nlink.saturating_sub(1) };
@@ -251,8 +251,8 @@ impl TmpFs {
     }
 }
 
-/// Who owns what is made in a directory with these attributes, and with which mode: set-group-id on the directory
-/// passes its group on, and to directories itself.
+/// Owner and mode of a new inode in a directory with these attributes: a set-group-id directory passes its group on,
+/// and to new directories set-group-id too.
 pub(crate) fn inherit(parent: &Attr, kind: FileKind, mode: u32, caller: Caller) -> (Caller, u32) {
     if parent.mode & SET_GID == 0 {
         return (caller, mode);
@@ -262,7 +262,7 @@ pub(crate) fn inherit(parent: &Attr, kind: FileKind, mode: u32, caller: Caller) 
 }
 
 impl Name<'_> {
-    /// Whether this is `.` or `..`.
+    /// Returns true for `.` and `..`.
     pub(crate) fn is_dots(self) -> bool {
         matches!(self.bytes, b"." | b"..")
     }
@@ -303,7 +303,7 @@ mod tests {
         let _: fn(&'static TmpFs) = of;
     }
 
-    /// What a file costs in wired memory is these two, their indexes and nothing else.
+    /// A file's wired memory is these two, their indexes and nothing else.
     #[test]
     fn an_inode_and_its_name_stay_small() {
         assert!(size_of::<Inode>() <= 400, "{}", size_of::<Inode>());

@@ -1,7 +1,7 @@
-//! An inode: what it is, its attributes, and how long it lives.
+//! Inodes: their kinds, attributes and life.
 //!
-//! It lives while it has a name or somebody outside holds a reference to its number (`nlookup`); then it leaves the
-//! table, and its memory and pages go when the last operation on it ends.
+//! An inode lives while it has a name or a reference to its number from outside (`nlookup`); then it leaves the
+//! table, and its memory and pages are freed when the last operation on it ends.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,11 +17,11 @@ use crate::sync::lock;
 use crate::table::Slot;
 use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, StaleAttributes, Timestamp};
 
-/// What a directory's size grows by for each entry.
+/// Amount by which each entry grows a directory's size.
 const ENTRY_SIZE: u64 = 20;
-/// Units of `blocks` in a page.
+/// Blocks of 512 bytes in a page, the units of `blocks`.
 const BLOCKS_PER_PAGE: u64 = overspill_vm::PAGE as u64 / 512;
-/// The extended attribute that any change of a file's data or owner takes away.
+/// The extended attribute that any change of a file's data or owner removes.
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Fields without a letter never change; `m` is guarded by `meta`, `g` by the file's gate, `d` by the directory's
@@ -51,26 +51,26 @@ pub(crate) enum Node {
 /// A regular file's data.
 #[derive(Debug)]
 pub(crate) struct File {
-    /// Made by the first write (R9).
+    /// Created by the first write (R9).
     pub(crate) object: OnceLock<Object>,
-    /// Shared by reads and writes; exclusive to what changes the size downwards or takes bytes away.
+    /// Reads and writes share it; truncation and fallocate take it exclusively.
     pub(crate) gate: async_lock::RwLock<()>,
     /// Bytes at and after it are zeros. Grows under the shared gate, otherwise changes under the exclusive one.
     size: AtomicU64, // g
     lost: Mutex<Lost>, // g, as the size
-    /// A write was given up half way: bytes of it may lie beyond the end of the file, where zeros are promised.
+    /// A write was dropped half way: bytes of it may lie beyond the end of the file, where zeros are promised.
     pub(crate) has_remains: AtomicBool,
-    /// The mode and the count of pages that attributes showed last, packed; see [`Inode::stale_attributes`].
+    /// The mode and the page count that attributes showed last, packed; see [`Inode::stale_attributes`].
     shown: AtomicU64,
 }
 
-/// [`File::shown`] where nobody keeps attributes.
+/// [`File::shown`] while no attributes are handed out.
 const NOTHING_SHOWN: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) entries: RwLock<Dir>, // d
-    /// Where `..` leads. Changes under the rename mutex.
+    /// Inode number of `..`. Changes under the rename mutex.
     parent: AtomicU64,
 }
 
@@ -80,14 +80,14 @@ pub(crate) struct Meta {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) nlink: u32,
-    /// Entries of a directory.
+    /// Number of entries of a directory.
     pub(crate) entries: u64,
     pub(crate) atime: Timestamp,
     pub(crate) mtime: Timestamp,
     pub(crate) ctime: Timestamp,
-    /// References from outside.
+    /// Number of references from outside.
     pub(crate) nlookup: u64,
-    /// Out of the table: no new reference can be had.
+    /// The inode has left the table: no new reference can be taken.
     pub(crate) gone: bool,
     pub(crate) xattrs: Option<Box<Xattrs>>,
 }
@@ -101,7 +101,7 @@ pub(crate) struct Xattr {
     pub(crate) _charge: Charge,
 }
 
-/// What a new inode starts as.
+/// The initial state of a new inode.
 #[derive(Debug)]
 pub(crate) struct Birth {
     pub(crate) ino: u64,
@@ -131,7 +131,7 @@ impl Node {
         Node::Dir(Directory { entries: RwLock::new(Dir::new()), parent: AtomicU64::new(parent) })
     }
 
-    /// Bytes it takes beside the inode.
+    /// Bytes that the node takes beside the inode.
     pub(crate) fn heap_bytes(&self) -> usize {
         match self {
             Node::Symlink(target) => target.len() + 16,
@@ -145,22 +145,22 @@ impl File {
         self.size.load(Ordering::Acquire)
     }
 
-    /// The bytes up to `end` are in.
+    /// Grows the size to `end`, up to which bytes are written.
     pub(crate) fn grow(&self, end: u64) {
         self.size.fetch_max(end, Ordering::AcqRel);
     }
 
-    /// Whether bytes of this range cannot be read.
+    /// Returns true if bytes of this range cannot be read.
     pub(crate) fn is_lost(&self, range: &Range<u64>) -> bool {
         lock(&self.lost).touches(range)
     }
 
-    /// Nothing from `range` can be read, until the file is cut below it.
+    /// Makes `range` unreadable until the file is truncated below it.
     pub(crate) fn lose(&self, range: Range<u64>) {
         lock(&self.lost).add(range);
     }
 
-    /// Sets the size; the gate must be held exclusively. What is cut off is lost no more.
+    /// Sets the size; the gate must be held exclusively. Bytes that are cut off are lost no more.
     pub(crate) fn set_size(&self, size: u64) {
         lock(&self.lost).cut(size);
         self.size.store(size, Ordering::Release);
@@ -271,22 +271,23 @@ impl Inode {
     }
 }
 
-/// What an operation on data changes without whoever keeps a copy of the attributes having asked for it.
+/// Attributes that an operation on data changes although the holder of a copy did not ask for it.
 impl Inode {
-    /// The count of pages, for attributes that are handed out: from now on a change of it, or of the mode, makes them stale.
+    /// Returns the page count for attributes that are handed out. A later change of it, or of the mode, makes these
+    /// stale.
     fn show(&self, mode: u32) -> u64 {
         let Node::File(file) = &self.node else { return 0 };
         loop {
             let pages = self.pages();
             file.shown.store(shown(pages, mode), Ordering::SeqCst);
-            // A write either sees what is stored here, or is seen here.
+            // A concurrent write either sees the value stored here, or its pages are seen here.
             if self.pages() == pages {
                 return pages;
             }
         }
     }
 
-    /// What of the attributes that were handed out is no longer true, for once: until they are handed out again, nothing.
+    /// Reports, once, which of the attributes handed out are stale: then none until they are handed out again.
     pub(crate) fn stale_attributes(&self) -> StaleAttributes {
         let Node::File(file) = &self.node else { return StaleAttributes::None };
         let now = shown(self.pages(), self.meta().mode);
@@ -303,20 +304,21 @@ impl Inode {
     }
 }
 
-/// To the keeper of a copy an empty file and one of a page are alike (see the shim): its first page comes without notice.
+/// Packs page count and mode. No pages count as one, because the kernel is shown a page at least (see the shim): a
+/// file's first page makes nothing stale.
 fn shown(pages: u64, mode: u32) -> u64 {
     pages.max(1) << 12 | u64::from(mode & MODE_BITS)
 }
 
 impl Meta {
-    /// The data changed: so did the times.
+    /// Updates the times after a change of data.
     pub(crate) fn modified(&mut self, now: Timestamp) {
         self.mtime = now;
         self.ctime = now;
     }
 
-    /// Clears the bits that let the file run as its owner or group. Set-group-id without execution by the group is
-    /// not such a bit.
+    /// Clears the bits that let the file run as its owner or group; returns true if that changed the mode.
+    /// Set-group-id without execution by the group is not such a bit.
     pub(crate) fn clear_set_ids(&mut self) -> bool {
         let before = self.mode;
         self.mode &= !SET_UID;
@@ -326,7 +328,7 @@ impl Meta {
         self.mode != before
     }
 
-    /// Takes an extended attribute out. Drop it when no lock is held.
+    /// Removes an extended attribute. Drop it when no lock is held.
     pub(crate) fn take_xattr(&mut self, name: &[u8]) -> Option<Xattr> {
         let xattrs = self.xattrs.as_mut()?;
         let taken = xattrs.remove(name)?;
@@ -336,7 +338,7 @@ impl Meta {
         Some(taken)
     }
 
-    /// An entry of this directory came or went.
+    /// Counts entries and subdirectories that this directory gained or lost.
     pub(crate) fn entries_changed(&mut self, now: Timestamp, entries: i64, subdirs: i32) {
         self.entries = self.entries.saturating_add_signed(entries);
         self.nlink = self.nlink.saturating_add_signed(subdirs);

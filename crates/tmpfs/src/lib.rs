@@ -1,14 +1,14 @@
 //! A temporary file system on memory objects: names, inodes and POSIX rules, and no FUSE.
 //!
-//! A regular file is an inode with an `overspill_vm` object; everything about where its bytes are (memory, store,
-//! nowhere yet) is the object's business. Everything else here, names, inodes, extended attributes, link targets, is
-//! wired memory, charged to the VM while it lives (R5, R69): only pages page.
+//! A regular file is an inode with an `overspill_vm` object, which knows where its bytes are (memory, store, nowhere
+//! yet). Everything else here, names, inodes, extended attributes, link targets, is wired memory, charged to the VM
+//! while it lives (R5, R69): only pages of data leave memory.
 //!
 //! [`TmpFs`] is the whole interface. Its namespace operations are plain calls: they take short locks and never
-//! wait for memory or a store. Its data operations are futures: they may wait for pageout or a read-in, and while
-//! they do, no thread and no lock but the file's own gate is held.
+//! wait for memory or a store. Its data operations are futures: they may wait for pageout or page-in, and while
+//! they wait they hold no thread and no lock but the file's own gate.
 //!
-//! What this crate leaves to its caller, because a kernel does it better: permission checks, the umask, path walks,
+//! This crate leaves to its caller, because a kernel does them better: permission checks, the umask, path walks,
 //! advisory locks, and the decision when a read counts as an access ([`TmpFs::accessed`]).
 //!
 //! Nothing is synchronous with any disk: `fsync` has nothing to do (R4, R63, R65).
@@ -45,8 +45,8 @@ pub const NAME_MAX: usize = 255;
 /// The longest target of a symbolic link, in bytes.
 pub const SYMLINK_MAX: usize = 4095;
 
-/// The largest size a file may have: the largest signed offset, which is the kernel's own limit. What the kernel takes
-/// from a writer must find its place here.
+/// The largest size of a file: the largest signed offset, which is the kernel's own limit. All data that the kernel
+/// accepts from a writer must fit.
 pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
 
 /// The longest value of an extended attribute, and the longest list of their names.

@@ -1,21 +1,21 @@
-//! Ranges of a file that cannot be read: data was lost there that could not be noted page by page.
+//! Ranges of a file that read as an error: their data was lost, and there was no room to note that page by page.
 
 use std::ops::Range;
 
-/// So many ranges are kept apart; then the two with the smallest gap between them become one.
+/// Limit on the number of ranges: beyond it, the two with the smallest gap between them are merged.
 const MOST: usize = 64;
 
-/// Ranges in ascending order, none of which touch.
+/// Ranges in ascending order; no two touch.
 #[derive(Debug, Default)]
 pub(crate) struct Lost(Vec<Range<u64>>);
 
 impl Lost {
-    /// Whether some of these bytes are lost.
+    /// Returns true if some of these bytes are lost.
     pub(crate) fn touches(&self, range: &Range<u64>) -> bool {
         self.0.iter().any(|lost| lost.start < range.end && range.start < lost.end)
     }
 
-    /// These bytes are lost too.
+    /// Adds a lost range.
     pub(crate) fn add(&mut self, range: Range<u64>) {
         let at = self.0.partition_point(|lost| lost.start < range.start);
         self.0.insert(at, range);
@@ -34,7 +34,7 @@ impl Lost {
         }
     }
 
-    /// The file ends at `size`: what lies behind is lost no more.
+    /// Forgets lost bytes at and after `size`, where the file now ends.
     pub(crate) fn cut(&mut self, size: u64) {
         self.0.retain_mut(|lost| {
             lost.end = lost.end.min(size);
@@ -70,7 +70,7 @@ mod tests {
     fn very_many_take_no_more_than_the_narrowest_gaps() {
         let mut lost = Lost::default();
         for n in 0..1000_u64 {
-            // Two by two, with a gap of 10 within a pair.
+            // Ranges in pairs, with a gap of 10 within a pair.
             let start = n / 2 * 1000 + n % 2 * 20;
             lost.add(start..start + 10);
             assert!(lost.0.len() <= MOST);

@@ -1,4 +1,4 @@
-//! Names: looking them up, making them, taking them away, reading them in order.
+//! Operations on names: lookup, creation, removal, readdir.
 
 use std::sync::RwLockWriteGuard;
 
@@ -14,7 +14,7 @@ use crate::types::{Attr, Caller, DirEntry, FileKind};
 use crate::{SYMLINK_MAX, dir};
 
 impl TmpFs {
-    /// What a name in a directory leads to. Take a reference ([`grab`](TmpFs::grab)) before handing out the number.
+    /// Looks a name up in a directory. Take a reference ([`grab`](TmpFs::grab)) before handing out the inode number.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`], [`FsError::NameTooLong`].
@@ -30,7 +30,7 @@ impl TmpFs {
         self.peek(&parent, name)?.map(|inode| inode.attr()).ok_or(FsError::NotFound)
     }
 
-    /// Makes a regular file.
+    /// Creates a regular file.
     ///
     /// # Errors
     /// As [`mknod`](TmpFs::mknod).
@@ -38,7 +38,7 @@ impl TmpFs {
         self.mknod(parent, name, FileKind::Regular, mode, 0, caller)
     }
 
-    /// Makes a file, fifo, socket or device.
+    /// Creates a file, fifo, socket or device.
     ///
     /// # Errors
     /// [`FsError::Exists`]; [`FsError::NotFound`] in a removed directory; [`FsError::NoInodes`] and
@@ -61,7 +61,7 @@ impl TmpFs {
         self.make(parent, name, node, mode, rdev, caller)
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     ///
     /// # Errors
     /// As [`mknod`](TmpFs::mknod), and [`FsError::TooManyLinks`].
@@ -69,7 +69,7 @@ impl TmpFs {
         self.make(parent, name, Node::dir(parent), mode, 0, caller)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     ///
     /// # Errors
     /// As [`mknod`](TmpFs::mknod); [`FsError::NameTooLong`] for a target of more than
@@ -87,10 +87,10 @@ impl TmpFs {
         self.make(parent, name, Node::Symlink(target.into()), 0o777, 0, caller)
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// [`FsError::Invalid`] when it is something else.
+    /// [`FsError::Invalid`] if the inode is not a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<Box<[u8]>, FsError> {
         match &self.inode(ino)?.node {
             Node::Symlink(target) => Ok(target.clone()),
@@ -113,7 +113,7 @@ impl TmpFs {
         }
         let parent = self.inode(parent)?;
         let directory = parent.dir()?;
-        // Everything that can fail for want of memory comes before the lock.
+        // Allocations, which can fail, come before the lock.
         let subdirs = i32::from(matches!(node, Node::Dir(_)));
         let now = self.now();
         let kind = kind_of(&node);
@@ -140,7 +140,7 @@ impl TmpFs {
         Ok(inode.attr())
     }
 
-    /// Gives an inode one more name.
+    /// Adds a hard link to an inode.
     ///
     /// # Errors
     /// [`FsError::NotPermitted`] for a directory; [`FsError::NotFound`] for an inode without a name; else as
@@ -182,7 +182,7 @@ impl TmpFs {
         Ok(inode.attr())
     }
 
-    /// Takes a name away. The inode goes with its last name, unless it is referenced.
+    /// Removes a name. The inode is freed with its last name, unless it is referenced.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::IsDirectory`].
@@ -194,7 +194,7 @@ impl TmpFs {
         let parent = self.inode(parent)?;
         let directory = parent.dir()?;
         let now = self.now();
-        // Declared before the lock, so dropped after it: charges and pages are given back with no lock held.
+        // Declared before the lock guard, hence dropped after it: charges and pages are returned with no lock held.
         let (_entry, victim);
 
         let mut entries = write(&directory.entries);
@@ -223,7 +223,7 @@ impl TmpFs {
         let parent = self.inode(parent)?;
         let now = self.now();
         loop {
-            // Both directories must be locked in order, so the victim must be known first.
+            // Both directories must be locked in order of their numbers, so the victim must be known first.
             let victim = self.peek(&parent, name)?.ok_or(FsError::NotFound)?;
             if !victim.is_dir() {
                 return Err(FsError::NotDirectory);
@@ -247,7 +247,7 @@ impl TmpFs {
     /// Reads a directory's entries after a cookie, zero being the beginning, until `each` returns false: that entry
     /// then counts as not read. `.` and `..` come first.
     ///
-    /// The directory is locked against change meanwhile: `each` may [`grab`](TmpFs::grab), and nothing else here.
+    /// The directory is locked against change meanwhile: `each` may call [`grab`](TmpFs::grab) and nothing else here.
     ///
     /// # Errors
     /// [`FsError::NotDirectory`].
@@ -289,17 +289,18 @@ impl TmpFs {
         each: &mut dyn FnMut(DirEntry<'_>, &Attr) -> bool,
     ) -> Result<(), FsError> {
         self.readdir(ino, after, &mut |entry| {
-            // While the directory is locked its entries' inodes have a name, and its parent an entry.
+            // While the directory is locked its entries' inodes stay in the table. Its parent may leave it after a
+            // concurrent rename: then `..` is skipped.
             self.table.get(entry.ino).is_none_or(|inode| each(entry, &inode.attr()))
         })
     }
 
-    /// The inode a name leads to at this moment.
+    /// Returns the inode of a name. The name may change as soon as this returns.
     pub(crate) fn peek(&self, parent: &Inode, name: Name<'_>) -> Result<Option<Ref<Inode>>, FsError> {
         let entries = read(&parent.dir()?.entries);
         match entries.get(name) {
             None => Ok(None),
-            // An entry's inode is in the table for as long as the entry is there.
+            // An entry's inode stays in the table as long as the entry exists.
             Some(target) => self.inode(target.ino).map(Some),
         }
     }
@@ -314,7 +315,7 @@ fn kind_of(node: &Node) -> FileKind {
     }
 }
 
-/// Several directories locked for change, by ascending inode number.
+/// Write guards of several directories, taken by ascending inode number.
 pub(crate) struct Dirs<'a>(SmallVec<[(u64, RwLockWriteGuard<'a, dir::Dir>); 4]>);
 
 impl<'a> Dirs<'a> {
@@ -328,7 +329,7 @@ impl<'a> Dirs<'a> {
         Dirs(guards.collect())
     }
 
-    /// One of the directories that were locked.
+    /// Returns one of the locked directories. Panics for any other.
     pub(crate) fn get(&mut self, ino: u64) -> &mut Dir {
         let found = self.0.iter_mut().find(|(locked, _)| *locked == ino);
         &mut found.expect("the caller locked this directory").1

@@ -2,8 +2,8 @@
 //!
 //! The directories to lock, the old and the new parent and a directory that is replaced, are known only once the
 //! names have been looked up, but must be locked in order. So names are looked up first, then everything is locked,
-//! then the names are looked up again; whoever finds that they have changed begins anew. Each retry means that
-//! somebody else got something done.
+//! then the names are looked up again; if they have changed, the rename begins anew. Each retry means that another
+//! operation made progress.
 
 use overspill_slab::Ref;
 
@@ -15,7 +15,7 @@ use crate::namei::Dirs;
 use crate::sync::lock;
 use crate::types::{RenameMode, Timestamp};
 
-/// Everything a rename is about, as it was when the names were looked up.
+/// The parties of a rename, as they were when the names were looked up.
 struct Plan<'a> {
     old_parent: &'a Ref<Inode>,
     old_name: Name<'a>,
@@ -28,11 +28,11 @@ struct Plan<'a> {
 }
 
 impl TmpFs {
-    /// Gives an entry another name, in the same directory or another.
+    /// Renames an entry, within a directory or between two.
     ///
     /// # Errors
     /// [`FsError::NotFound`]; [`FsError::Exists`] with [`RenameMode::NoReplace`]; [`FsError::Invalid`] when a
-    /// directory would come into its own subtree; [`FsError::NotEmpty`], [`FsError::NotDirectory`] and
+    /// directory would move into its own subtree; [`FsError::NotEmpty`], [`FsError::NotDirectory`] and
     /// [`FsError::IsDirectory`] when the target cannot be replaced by the source; [`FsError::Memory`].
     pub fn rename(
         &self,
@@ -59,7 +59,7 @@ impl TmpFs {
         }
     }
 
-    /// `None` when the names changed since they were looked up.
+    /// Returns `None` if the names changed since they were looked up.
     fn try_rename(&self, plan: &Plan<'_>) -> Option<Result<(), FsError>> {
         let mut dirs = match &plan.target {
             Some(target) => Dirs::lock(&[plan.old_parent, plan.new_parent, target]),
@@ -94,7 +94,7 @@ impl TmpFs {
         }
     }
 
-    /// Whether `dir` is `ancestor` or below it. The rename mutex must be held.
+    /// Returns true if `dir` is `ancestor` or below it. The rename mutex must be held.
     fn is_within(&self, dir: &Ref<Inode>, ancestor: &Inode) -> bool {
         let mut at = dir.clone();
         loop {
@@ -130,7 +130,7 @@ impl TmpFs {
             (true, true) if !dirs.get(target.ino).is_empty() => return Err(FsError::NotEmpty),
             _ => {}
         }
-        // A directory that takes another's place leaves the new parent with as many as before.
+        // A directory that replaces another leaves the new parent with as many subdirectories as before.
         let subdir = i32::from(plan.source.is_dir());
         self.change_parents(plan, [(-1, -subdir), (0, 0)])?;
         if target.is_dir() {
@@ -140,7 +140,7 @@ impl TmpFs {
         dirs.get(plan.new_parent.ino).retarget(plan.new_name, target_of(&plan.source));
         moved(&plan.source, plan.new_parent, plan.now);
         self.drop_link(target, plan.now);
-        // The charge, and the target's pages with the plan, are given back with no directory locked.
+        // The charge, and the target's pages with the plan, are returned with no directory locked.
         drop(dirs);
         drop(old_entry);
         Ok(())
@@ -163,7 +163,7 @@ impl TmpFs {
         Ok(())
     }
 
-    /// Counts entries and subdirectories that went from the old parent and came to the new one.
+    /// Adds the changes in entries and subdirectories to the old parent and to the new one.
     fn change_parents(&self, plan: &Plan<'_>, changes: [(i64, i32); 2]) -> Result<(), FsError> {
         let [(old_entries, old_subdirs), (new_entries, new_subdirs)] = changes;
         if plan.old_parent.ino == plan.new_parent.ino {
@@ -209,7 +209,7 @@ mod tests {
         TmpFs::new(TmpFsConfig { vm, size_pages: 10, nr_inodes: None, mode, uid, gid, clock }).unwrap()
     }
 
-    /// The gap between looking names up and locking, too short to be hit by chance.
+    /// Tests the window between lookup and locking, which is too short to be hit by chance.
     #[test]
     fn a_plan_that_others_overtook_is_given_up() {
         let fs = fs();

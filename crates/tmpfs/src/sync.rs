@@ -1,5 +1,5 @@
-//! Locks that do not care whether another thread panicked: what they guard is made consistent before anything that
-//! can panic, and a file system that refuses to serve loses more than one that goes on.
+//! Locks that ignore poisoning: the data they guard is consistent before anything that can panic, and a file system
+//! that refuses to serve loses more than one that goes on.
 //!
 //! None of these guards lives across an await: the futures of this crate are `Send`, the guards are not.
 

@@ -1,7 +1,7 @@
 //! Inodes by number.
 //!
-//! Sixty-four shards, each under a lock that readers share: two readers of two files never meet on an exclusive
-//! lock. Numbers are handed out in order, so shards and the branches of their tries fill evenly.
+//! The table has 64 shards, each under a lock that readers share: two lookups never exclude each other. Inode numbers
+//! are handed out in order, so shards and the branches of their tries fill evenly.
 
 use std::array;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,14 +44,14 @@ impl Table {
     }
 }
 
-/// How many inodes exist, and may.
+/// The number of inodes, and its limit.
 #[derive(Debug)]
 pub(crate) struct Slots {
     used: AtomicU64,
     limit: u64,
 }
 
-/// One inode's place in the count; given back when dropped.
+/// One inode's place in the count; returned on drop.
 #[derive(Debug)]
 pub(crate) struct Slot(Arc<Slots>);
 

@@ -1,8 +1,8 @@
 //! A hash table that grows leaf by leaf.
 //!
-//! Lookup costs a few steps whatever the number of entries; no insertion moves more than one leaf, so none is slow
+//! Lookup costs a few steps for any number of entries; no insertion moves more than one leaf, so none is slow
 //! (R51), and nothing needs one growing contiguous block (R75). Leaves split on the next four bits of the hash and
-//! are put together again when they empty, so that what is removed is memory returned.
+//! are merged again when they empty, so that removal returns memory.
 
 use std::array;
 
@@ -10,7 +10,7 @@ const BITS: u32 = 4;
 const FANOUT: usize = 1 << BITS;
 /// A leaf with more entries than this splits.
 const LEAF_MAX: usize = 32;
-/// A branch over leaves with this few entries becomes a leaf. Well below `LEAF_MAX`, so that it does not flutter.
+/// A branch over leaves with this few entries becomes a leaf. Well below `LEAF_MAX`, so that it does not split at once.
 const MERGE_MAX: usize = LEAF_MAX / 4;
 
 /// A map from hashes to values. Several values may share a hash: the caller tells them apart.
@@ -25,7 +25,7 @@ enum Node<T> {
     Branch(Box<[Node<T>; FANOUT]>),
 }
 
-/// Which child of a branch whose leaves differ from bit `shift` on.
+/// Index of a hash's child in a branch whose leaves differ from bit `shift` on.
 fn child(hash: u64, shift: u32) -> usize {
     // Four bits fit any usize.
     usize::try_from((hash >> shift) & (FANOUT as u64 - 1)).unwrap_or(0)
@@ -50,7 +50,7 @@ impl<T> HashTrie<T> {
         }
     }
 
-    /// Adds a value. That it is not there yet is the caller's business.
+    /// Adds a value. The caller makes sure that it is not there yet.
     pub(crate) fn insert(&mut self, hash: u64, value: T) {
         let mut node = &mut self.root;
         let mut shift = 0;
@@ -60,7 +60,7 @@ impl<T> HashTrie<T> {
         }
         let Node::Leaf(entries) = node else { return };
         entries.push((hash, value));
-        // Past the last bit all hashes of a leaf are equal: it just grows.
+        // Past the last bit all hashes of a leaf are equal: the leaf just grows.
         if entries.len() > LEAF_MAX && shift < u64::BITS {
             let mut leaves: [Vec<(u64, T)>; FANOUT] = array::from_fn(|_| Vec::new());
             for entry in entries.drain(..) {
@@ -93,7 +93,7 @@ fn remove<T>(node: &mut Node<T>, hash: u64, shift: u32, same: &mut impl FnMut(&T
     }
 }
 
-/// Makes a branch whose children are all leaves with few entries one leaf.
+/// Turns a branch into a leaf if all its children are leaves and have few entries together.
 fn merge<T>(node: &mut Node<T>) {
     let Node::Branch(children) = node else { return };
     let mut total = 0;

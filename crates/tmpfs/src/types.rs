@@ -4,11 +4,11 @@ use crate::FsError;
 
 /// Set-user-id on execution.
 pub(crate) const SET_UID: u32 = 0o4000;
-/// Set-group-id on execution; on a directory, that its group is inherited.
+/// Set-group-id on execution; on a directory, new entries inherit its group.
 pub(crate) const SET_GID: u32 = 0o2000;
-/// Execution by the group: without it, set-group-id means something else and stays.
+/// Execution by the group. Without it set-group-id grants no rights and stays.
 pub(crate) const GROUP_EXEC: u32 = 0o0010;
-/// The bits of a mode that are not the kind.
+/// The bits of a mode other than the file type.
 pub(crate) const MODE_BITS: u32 = 0o7777;
 
 /// A time of the real-time clock.
@@ -20,7 +20,7 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
-/// Where the file system gets the time from; it has none of its own.
+/// Source of the time; the file system has no clock of its own.
 pub trait Clock: Send + Sync {
     /// The time now.
     fn now(&self) -> Timestamp;
@@ -32,7 +32,7 @@ impl<F: Fn() -> Timestamp + Send + Sync> Clock for F {
     }
 }
 
-/// What an inode is.
+/// The file type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileKind {
     /// A regular file.
@@ -65,7 +65,7 @@ impl FileKind {
         }
     }
 
-    /// The kind named by the file type bits of a mode. Zero is a regular file, as for `mknod`.
+    /// The kind that the file type bits of a mode name. Zero is a regular file, as for `mknod`.
     pub fn from_mode(mode: u32) -> Option<FileKind> {
         match mode & 0o170_000 {
             0 => Some(FileKind::Regular),
@@ -87,13 +87,13 @@ impl FileKind {
 /// The attributes of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
-    /// The inode number; never used again.
+    /// The inode number; never reused.
     pub ino: u64,
-    /// What it is.
+    /// The file type.
     pub kind: FileKind,
-    /// Permissions with set-id and sticky bits, without the kind.
+    /// Permissions with set-id and sticky bits, without the file type.
     pub mode: u32,
-    /// Names that lead here; of a directory, two and its subdirectories.
+    /// Number of hard links; of a directory, two plus its subdirectories.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -103,19 +103,19 @@ pub struct Attr {
     pub rdev: u32,
     /// Bytes of a file or link target; of a directory, a figure that grows with its entries.
     pub size: u64,
-    /// Pages that exist, in units of 512 bytes, wherever they are.
+    /// Pages that exist, in memory or in a store, in units of 512 bytes.
     pub blocks: u64,
     /// Last access.
     pub atime: Timestamp,
     /// Last change of the data.
     pub mtime: Timestamp,
-    /// Last change of anything.
+    /// Last change of data or attributes.
     pub ctime: Timestamp,
     /// Creation.
     pub btime: Timestamp,
 }
 
-/// What an operation on a file's data has made untrue of attributes that were handed out before.
+/// Attributes handed out before that an operation on a file's data has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StaleAttributes {
     /// Nothing.
@@ -126,27 +126,27 @@ pub enum StaleAttributes {
     Mode,
 }
 
-/// On whose behalf an operation is done.
+/// The process on whose behalf an operation is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Caller {
-    /// Owner of what is created.
+    /// Owner of new inodes.
     pub uid: u32,
-    /// Group of what is created, unless the directory passes on its own.
+    /// Group of new inodes, unless the directory passes on its own.
     pub gid: u32,
-    /// May change a file without its set-id bits being cleared (CAP_FSETID).
+    /// May change a file and keep its set-id bits (CAP_FSETID).
     pub privileged: bool,
 }
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
-    /// The clock's.
+    /// The clock's time.
     Now,
-    /// This one.
+    /// This time.
     At(Timestamp),
 }
 
-/// Which attributes to change; the default changes none.
+/// Attributes to change; the default changes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetAttr {
     /// Permissions with set-id and sticky bits.
@@ -161,32 +161,32 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the data.
     pub mtime: Option<SetTime>,
-    /// Last change of anything; without it, the clock's time if anything else is set.
+    /// Change time; without it, the clock's time if anything else is set.
     pub ctime: Option<Timestamp>,
 }
 
-/// How a write is to be taken.
+/// Options of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WriteFlags {
-    /// May use the account's reserve: the data was acknowledged to the writer before it came here.
+    /// May use the account's reserve: the data was acknowledged to the writer before.
     pub reserve: bool,
-    /// Leave the times alone: they come by [`TmpFs::setattr`](crate::TmpFs::setattr).
+    /// Leave the times alone: the caller sets them by [`TmpFs::setattr`](crate::TmpFs::setattr).
     pub keep_times: bool,
     /// Clear the set-id bits.
     pub kill_suidgid: bool,
 }
 
-/// What to do to a range of a file.
+/// An operation on a range of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FallocateMode {
-    /// Make sure that space is there.
+    /// Allocate space for the range.
     Allocate {
         /// Do not grow the file.
         keep_size: bool,
     },
     /// Make the range a hole; the size stays.
     PunchHole,
-    /// Make the range read as zeros, with space for it.
+    /// Make the range read as zeros, with space allocated.
     ZeroRange {
         /// Do not grow the file.
         keep_size: bool,
@@ -197,7 +197,7 @@ impl FallocateMode {
     /// Decodes the mode bits of fallocate(2).
     ///
     /// # Errors
-    /// [`FsError::Unsupported`] for every combination but those above.
+    /// [`FsError::Unsupported`] for every other combination.
     pub fn from_bits(bits: u32) -> Result<FallocateMode, FsError> {
         const KEEP_SIZE: u32 = 1;
         const PUNCH_HOLE: u32 = 2;
@@ -212,7 +212,7 @@ impl FallocateMode {
     }
 }
 
-/// What to look for in a file.
+/// The target of a seek.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekTo {
     /// The first byte at or after the offset that is not in a hole.
@@ -221,38 +221,38 @@ pub enum SeekTo {
     Hole,
 }
 
-/// What a rename does when the new name exists.
+/// Behaviour of a rename if the new name exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
-    /// Takes its place.
+    /// The source replaces it.
     Replace,
-    /// Fails (RENAME_NOREPLACE).
+    /// The rename fails (RENAME_NOREPLACE).
     NoReplace,
-    /// The two change places; the new name must exist (RENAME_EXCHANGE).
+    /// The two entries are exchanged; the new name must exist (RENAME_EXCHANGE).
     Exchange,
 }
 
-/// What setting an extended attribute expects.
+/// Condition for setting an extended attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XattrMode {
-    /// Nothing.
+    /// None.
     Any,
-    /// That it does not exist (XATTR_CREATE).
+    /// The attribute must not exist (XATTR_CREATE).
     Create,
-    /// That it exists (XATTR_REPLACE).
+    /// The attribute must exist (XATTR_REPLACE).
     Replace,
 }
 
-/// An entry of a directory, as it is read.
+/// A directory entry, as readdir returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirEntry<'a> {
-    /// Where to go on after this entry. Grows along the directory and is never used again within it.
+    /// Position at which to continue after this entry. Cookies grow along the directory and are never reused in it.
     pub cookie: u64,
-    /// The inode it names.
+    /// The inode number.
     pub ino: u64,
-    /// That inode's kind.
+    /// The inode's file type.
     pub kind: FileKind,
-    /// Its name.
+    /// The entry's name.
     pub name: &'a [u8],
 }
 
@@ -261,18 +261,18 @@ pub struct DirEntry<'a> {
 pub struct StatFs {
     /// Pages that may exist.
     pub pages: u64,
-    /// Pages of those that do not exist.
+    /// Free pages.
     pub pages_free: u64,
-    /// Inodes that may exist: the limit, or where there is none those there are and those there is memory for.
+    /// Inodes that may exist: the limit, or without one the existing inodes and those there is memory for.
     pub inodes: u64,
-    /// Inodes that could be made now: what the limit and the memory for metadata allow.
+    /// Inodes that can be created now: as many as the limit and the memory for metadata allow.
     pub inodes_free: u64,
 }
 
 /// Inodes without a name that are still referenced. They are freed by [`TmpFs::forget`](crate::TmpFs::forget).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Orphans {
-    /// How many there are.
+    /// Number of inodes.
     pub inodes: u64,
     /// Pages of their data.
     pub pages: u64,
@@ -283,12 +283,12 @@ pub struct Orphans {
 pub struct FsStats {
     /// Inodes that exist, orphans included.
     pub inodes: u64,
-    /// How many inodes may exist, if that is limited.
+    /// Limit on inodes, if any.
     pub inodes_limit: Option<u64>,
     /// Pages of data that exist.
     pub pages: u64,
-    /// How many pages may exist.
+    /// Limit on pages of data.
     pub pages_limit: u64,
-    /// Those without a name.
+    /// Inodes without a name that are still referenced.
     pub orphans: Orphans,
 }

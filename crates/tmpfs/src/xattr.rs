@@ -1,7 +1,7 @@
 //! Extended attributes: wired memory, charged by the byte.
 //!
-//! Who may set which is the caller's to check, but for the rule that the kinds of file without an owner's data take
-//! no `user.` attributes.
+//! The caller checks permissions. This module only refuses `user.` attributes on symbolic links, fifos, sockets and
+//! devices.
 
 use crate::error::FsError;
 use crate::fs::TmpFs;
@@ -9,11 +9,11 @@ use crate::inode::{Inode, Node, Xattr};
 use crate::types::XattrMode;
 use crate::{NAME_MAX, XATTR_SIZE_MAX};
 
-/// What the map takes for an attribute beside its name and value.
+/// Bytes that the map takes for an attribute beside its name and value.
 const OVERHEAD: usize = 96;
 
 impl TmpFs {
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
     /// [`FsError::NoAttribute`], [`FsError::Unsupported`], [`FsError::Range`].
@@ -43,13 +43,13 @@ impl TmpFs {
         }
         let charge = self.vm.charge(OVERHEAD + name.len() + value.len())?;
         let new = Xattr { value: value.into(), _charge: charge };
-        // Dropped after the lock, with its charge.
+        // Dropped after the lock of the attributes, with its charge.
         let _old = replace(&inode, name, new, mode, self.now())?;
         Ok(())
     }
 
-    /// The names of an inode's extended attributes, each followed by a zero byte, as listxattr(2) gives them. Those of
-    /// `trusted.` are for callers who may read them (CAP_SYS_ADMIN).
+    /// Lists the names of an inode's extended attributes, each followed by a zero byte, as listxattr(2) does. Names in
+    /// `trusted.` are for callers that may read them (CAP_SYS_ADMIN).
     ///
     /// # Errors
     /// [`FsError::Stale`].
@@ -69,7 +69,7 @@ impl TmpFs {
         check_name(name)?;
         let inode = self.inode(ino)?;
         let now = self.now();
-        // Dropped after the lock, with its charge.
+        // Declared before the lock guard, hence dropped after it, with its charge.
         let _old;
         let mut meta = inode.meta();
         _old = meta.take_xattr(name).ok_or(FsError::NoAttribute)?;
@@ -103,7 +103,7 @@ fn replace(
     Ok(meta.xattrs.get_or_insert_default().insert(name.into(), new))
 }
 
-/// A name of a namespace kept here.
+/// Checks that a name is valid and in a namespace that is kept here.
 fn check_name(name: &[u8]) -> Result<(), FsError> {
     const NAMESPACES: [&[u8]; 3] = [b"user.", b"security.", b"trusted."];
     if name.is_empty() || name.len() > NAME_MAX {

@@ -54,7 +54,7 @@ fn a_new_owner_clears_set_ids() {
     let fs = fs();
     let ino = fs.create(ROOT, b"file", 0o6755, ME).unwrap().ino;
     assert_eq!(setattr(&fs, ino, SetAttr { uid: Some(3), ..NONE }).unwrap().mode, 0o755);
-    // Set-group-id without execution by the group is no right to run as anybody.
+    // Set-group-id without execution by the group grants no rights, so it stays.
     setattr(&fs, ino, SetAttr { mode: Some(0o6644), ..NONE }).unwrap();
     let attr = setattr(&fs, ino, SetAttr { gid: Some(4), ..NONE }).unwrap();
     assert_eq!((attr.mode, attr.uid, attr.gid), (0o2644, 3, 4));
@@ -98,7 +98,7 @@ fn times_move_as_posix_says() {
     let wrote = fs.getattr(ino).unwrap();
     assert!(wrote.mtime > old.mtime && wrote.ctime > old.ctime && wrote.atime == old.atime);
 
-    // Writeback of the kernel's: it sends the times itself.
+    // The kernel's writeback sends the times itself.
     write_with(&fs, ino, 4, b"more", WriteFlags { keep_times: true, ..WriteFlags::default() }).unwrap();
     let kept = fs.getattr(ino).unwrap();
     assert_eq!((kept.mtime, kept.ctime, kept.size), (wrote.mtime, wrote.ctime, 8));

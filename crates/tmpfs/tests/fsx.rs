@@ -1,7 +1,7 @@
 //! Random operations on one file, compared with a vector of bytes: every read, size, block count, hole.
 //!
-//! With a few frames of memory, and everything paged out after every operation, nothing is ever served from where
-//! it was put. A failure names its seed, run and step; call `run` with what it says.
+//! With a few frames of memory and everything paged out after every operation, no page is read where the write put it.
+//! A failure prints its seed, run and step: repeat it with the printed call of `run`.
 
 mod common;
 
@@ -17,7 +17,7 @@ const P: u64 = PAGE as u64;
 /// Longer than the largest memory used here.
 const FILE_MAX: u64 = 150 * P;
 
-/// What the file should be: its bytes, and which pages exist.
+/// The expected file: its bytes, and the pages that exist.
 #[derive(Default)]
 struct Model {
     bytes: Vec<u8>,
@@ -71,7 +71,7 @@ fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
 }
 
-/// Says where it was if the test fails.
+/// Prints the place if the test fails.
 struct Place {
     seed: u64,
     frames: usize,
@@ -89,7 +89,7 @@ impl Drop for Place {
     }
 }
 
-/// Bytes of the kinds files have: noise, runs, zeros.
+/// Bytes as files have them: noise, runs, zeros.
 fn some_bytes(rng: &mut StdRng, len: usize) -> Vec<u8> {
     let fill: u8 = rng.random();
     match rng.random_range(0..4) {
@@ -136,7 +136,7 @@ fn run(seed: u64, frames: usize, evict: bool, steps: usize) {
     }
     assert_eq!(fs.account().used(), model.exists.len() as u64);
     let stats = vm.stats();
-    // Packed in memory, or gone from it: where memory is short one or the other.
+    // Where memory is short, pages are packed in memory or paged out.
     assert_eq!(
         stats.compressed + stats.page_outs > 0,
         evict || frames < 100,

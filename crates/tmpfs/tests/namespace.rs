@@ -8,7 +8,7 @@ use common::{Fs, ME, ROOT, fs_on, list, vm};
 use overspill_tmpfs::{FileKind, FsError, RenameMode};
 use proptest::prelude::*;
 
-/// What the file system should be: inodes by number.
+/// The expected file system: inodes by number.
 struct Model(HashMap<u64, Node>);
 
 struct Node {
@@ -59,7 +59,7 @@ impl Model {
         self.0.get_mut(&ino).unwrap()
     }
 
-    /// Of a directory: two, and its subdirectories.
+    /// Of a directory: two plus its subdirectories.
     fn expected_nlink(&self, ino: u64) -> u32 {
         let node = &self.0[&ino];
         let subdirs = node.children.values().filter(|&&child| self.is_dir(child)).count();
@@ -154,7 +154,7 @@ impl Node {
     }
 }
 
-/// The two side by side, and every directory there ever was: removed ones are still referenced.
+/// File system and model side by side, with every directory ever made: removed ones are still referenced.
 struct Pair {
     fs: Fs,
     model: Model,
@@ -162,7 +162,7 @@ struct Pair {
 }
 
 fn name(n: u8) -> Vec<u8> {
-    // One name too long to lie in its entry.
+    // One name is too long for the entry itself.
     if n == 0 { vec![b'x'; 100] } else { vec![b'a' + n] }
 }
 
@@ -222,7 +222,7 @@ impl Pair {
         }
     }
 
-    /// Everything that can be seen from the root, and the directories that cannot.
+    /// Compares every directory, also those that the root no longer leads to.
     fn compare(&self) {
         for &dir in &self.dirs {
             let node = &self.model.0[&dir];
@@ -240,7 +240,7 @@ impl Pair {
                 assert_eq!(self.fs.lookup(dir, b"..").unwrap().ino, node.parent, "parent of {dir}");
             }
         }
-        // Inodes without a name are gone, but for directories: they are referenced.
+        // Inodes without a name are gone, except directories, which are referenced.
         let named = self.model.0.values().filter(|node| node.nlink > 0).count();
         let orphans = self.dirs.iter().filter(|dir| self.model.0[dir].nlink == 0).count();
         assert_eq!(self.fs.stats().inodes, (named + orphans) as u64);
@@ -295,7 +295,7 @@ proptest! {
             pair.apply(op);
             pair.compare();
         }
-        // All removed is memory returned.
+        // Removing everything returns all memory.
         remove_all(&pair.fs, ROOT);
         for &dir in &pair.dirs[1..] {
             pair.fs.forget(dir, 1);

@@ -1,4 +1,4 @@
-//! Requests on one file that are under way together (R67).
+//! Concurrent requests on one file (R67).
 
 mod common;
 
@@ -41,7 +41,7 @@ macro_rules! parked_write {
     ($fs:expr, $ino:expr, $offset:expr, $data:expr) => {{
         let mut offset = 1 << 30;
         loop {
-            // Fill what pageout has left free since.
+            // Fill memory that pageout has freed since.
             let filler = $fs.lookup(ROOT, b"filler").unwrap().ino;
             let noise = noise(PAGE);
             let mut fill = pin!($fs.write(filler, offset, &noise, WriteFlags::default()));
@@ -72,7 +72,7 @@ fn a_truncation_waits_for_a_parked_write_and_goes_before_what_comes_after_it() {
     assert_eq!(testing::block_on(&fs.pager, cutting).unwrap().size, 3 * P + 9);
     assert_eq!(testing::block_on(&fs.pager, reading), Ok(3 * PAGE + 9));
     assert!(buf[..3 * PAGE + 9].iter().all(|&byte| byte == 5));
-    // Nothing of the write came back behind the cut.
+    // The write left nothing behind the new end.
     truncate(&fs, ino, 8 * P).unwrap();
     assert!(read(&fs, ino, 3 * P + 9, 8 * PAGE).unwrap().iter().all(|&byte| byte == 0));
 }
@@ -105,14 +105,14 @@ fn a_parked_write_stops_no_other_file_and_no_attribute() {
     }
     let mut chmod = pin!(fs.setattr(ino, SetAttr { mode: Some(0o600), ..SetAttr::default() }, ME));
     assert!(poll(&mut chmod).is_ready());
-    // Removing the file under a write that waits: the write ends, then everything is given back.
+    // The file is removed under a waiting write: the write completes, then everything is returned.
     let before = fs.account().used();
     fs.unlink(ROOT, b"file").unwrap();
     assert_eq!(testing::block_on(&fs.pager, writing), Ok(data.len()));
     assert_eq!(fs.account().used(), before);
 }
 
-/// Ends the driver, also when a test fails: its scope would wait for it.
+/// Stops the driver, also when a test fails: the thread scope would wait for it.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -121,11 +121,11 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Writers of whole pages, a truncater and readers on one file, paging all the while: a page that is read is all
-/// of one write or all zeros.
+/// Writers of whole pages, a truncater and readers share one file while it is paged out and in: each page that is
+/// read is all of one write or all zeros.
 #[test]
 fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
-    // Four times the memory, of which the truncations leave at least half.
+    // Four times the memory; truncations leave at least half of it.
     const PAGES: u64 = 160;
     let vm = vm(40);
     let fs = fs_on(&vm, 4096);
@@ -187,11 +187,11 @@ fn pages_are_whole_under_concurrent_writes_truncations_and_pageout() {
     assert_eq!(fs.account().used(), 0);
 }
 
-/// A write that waits is dropped, begun anew and refused, as a transport does that parks requests: what the first try has
-/// written lies beyond the end of the file, and must neither show when that grows, nor stay charged.
+/// A write that waits is dropped, begun anew and refused, as by a transport that parks requests. The bytes of the first
+/// try lie beyond the end of the file, and must neither show when it grows nor stay charged.
 #[test]
 fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
-    // Nothing can leave memory.
+    // No page can leave memory.
     let fs = fs_on(&vm_on(32, MemStore::new(0)), 4096);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     write(&fs, ino, 0, &[1; 100]).unwrap();
@@ -207,7 +207,7 @@ fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
         assert!(refused.as_ref().map_or(true, |&n| n < keep), "{refused:?}");
         refused.unwrap_or(0) as u64
     };
-    // Refused: nothing is left but what the answer says.
+    // After a refusal only the bytes that it reports are left.
     try_once(data.len());
     let end = 100 + refuse(data.len());
     assert_eq!(fs.getattr(ino).unwrap().size, end);
@@ -218,7 +218,7 @@ fn a_write_given_up_and_refused_leaves_nothing_beyond_the_end() {
         assert!(tail.len() as u64 == 60 * P - from && tail.iter().all(|&b| b == 0), "old bytes show");
     };
     is_zero_from(end);
-    // Given up for good, then the file grows: by a truncation, by a write behind a hole, by a note of what was lost.
+    // The write is dropped for good, then the file grows: by truncation, a write behind a hole, or a mark of lost data.
     for grow in 0..3 {
         truncate(&fs, ino, 100).unwrap();
         try_once(data.len());

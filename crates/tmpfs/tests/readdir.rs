@@ -66,7 +66,7 @@ fn read_while_changing(seed: u64) {
     for name in &names {
         fs.create(ROOT, name, 0o644, ME).unwrap();
     }
-    // Names that are there from beginning to end, whatever they lead to.
+    // Names that exist from beginning to end, whichever inode they lead to.
     let mut stayed: BTreeSet<Vec<u8>> = names.iter().cloned().collect();
     let mut gone: HashSet<Vec<u8>> = HashSet::new();
     let mut seen: HashMap<Vec<u8>, usize> = HashMap::new();
@@ -99,7 +99,7 @@ fn read_while_changing(seed: u64) {
                     gone.insert(from);
                 }
                 2 if from != to => {
-                    // The replaced name is there before and after.
+                    // The replaced name exists before and after.
                     fs.rename(ROOT, &from, ROOT, &to, RenameMode::Replace).unwrap();
                     names.retain(|name| *name != from);
                     stayed.remove(&from);

@@ -1,4 +1,4 @@
-//! What is short, what is returned, and what is said about it.
+//! Shortages of pages, inodes and memory, their errors, and the return of space.
 
 mod common;
 
@@ -17,7 +17,7 @@ const FROM_RESERVE: WriteFlags = WriteFlags { reserve: true, keep_times: true, k
 
 #[test]
 fn a_file_costs_no_pages_before_its_first_write() {
-    // R9: no object, no slot, nothing.
+    // R9: no object and no slot exist yet.
     let fs = fs_on(&vm(64), 10);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     assert_eq!(truncate(&fs, ino, 1 << 40).unwrap().blocks, 0);
@@ -33,7 +33,7 @@ fn a_full_file_system_refuses_writes_but_not_promised_ones() {
     let fs = fs_on(&vm(256), 10);
     fs.account().set_reserve(4);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
-    // What fits is written and counted, as write(2) does; then comes the error.
+    // Pages that fit are written and counted, as by write(2); then comes the error.
     let data = vec![7; 40 * PAGE];
     let written = write(&fs, ino, 0, &data).unwrap();
     assert!(written > 0 && written <= 10 * PAGE, "{written}");
@@ -67,7 +67,7 @@ fn a_preallocation_that_cannot_fit_takes_nothing() {
     assert_eq!((fs.account().used(), fs.getattr(ino).unwrap().size), (2, 2 * P));
     assert_eq!(falloc(0, 10 * P, allocate), Ok(()), "two of the ten are there");
     assert_eq!((fs.account().used(), fs.getattr(ino).unwrap().size), (10, 10 * P));
-    // What was allocated can be written.
+    // Allocated pages can be written.
     assert_eq!(write(&fs, ino, 2 * P, &[2; 8 * PAGE]), Ok(8 * PAGE));
     assert_eq!(falloc(0, 10 * P, FallocateMode::PunchHole), Ok(()));
     assert_eq!((fs.account().used(), fs.getattr(ino).unwrap().size), (0, 10 * P));
@@ -129,7 +129,7 @@ fn a_full_store_and_memory_refuse_and_recover() {
     };
     assert_eq!(refused.errno(), ENOSPC);
     assert_eq!(fs.getattr(ino).unwrap().size, size);
-    // Until not one page more can be had.
+    // Write until not one more page is accepted.
     let other = fs.create(ROOT, b"other", 0o644, ME).unwrap().ino;
     let (mut more, mut refusals) = (0, 0);
     while refusals < 5 {
@@ -141,7 +141,7 @@ fn a_full_store_and_memory_refuse_and_recover() {
     for page in 0..size / (2 * P) {
         assert!(read(&fs, ino, page * 2 * P, 2 * PAGE).unwrap() == noise[..2 * PAGE], "page {page}");
     }
-    // Truncation must work when nothing else does.
+    // Truncation must work when no write does.
     truncate(&fs, ino, 100).unwrap();
     assert_eq!(write(&fs, ino, 100, &noise[..2 * PAGE]), Ok(2 * PAGE));
     assert!(read(&fs, ino, 0, 100).unwrap() == noise[..100]);
@@ -201,7 +201,7 @@ fn what_a_rename_replaces_is_returned() {
     fs.rename(ROOT, b"new", ROOT, b"old", RenameMode::Replace).unwrap();
     assert_eq!((fs.account().used(), fs.stats().inodes), (2, 2));
     assert_eq!(fs.lookup(ROOT, b"old").unwrap().ino, kept);
-    // Two names of one inode: nothing happens, both stay.
+    // Two names of one inode: the rename does nothing, and both stay.
     fs.link(kept, ROOT, b"twin").unwrap();
     fs.rename(ROOT, b"twin", ROOT, b"old", RenameMode::Replace).unwrap();
     assert_eq!(list(&fs, ROOT).len(), 2);
@@ -253,7 +253,7 @@ fn what_cannot_even_be_noted_as_lost_is_still_an_error() {
     let fs = fs_on(&vm_on(64, MemStore::new(1024)), 4);
     let ino = fs.create(ROOT, b"file", 0o644, ME).unwrap().ino;
     write(&fs, ino, 0, &[1; 4 * PAGE]).unwrap();
-    // A writer that never stops must not fill memory with notes of what it lost.
+    // A writer that never stops must not fill memory with marks of lost data.
     for page in 4..400 {
         testing::block_on(&fs.pager, fs.mark_lost(ino, page * P, P)).unwrap();
     }
@@ -276,7 +276,7 @@ fn a_damaged_store_is_an_error_never_wrong_bytes() {
     write(&fs, ino, 0, &noise).unwrap();
     testing::evict_all(&fs.pager);
     store.damage.store(true, Ordering::Relaxed);
-    // The rest of its page cannot be had to clear it, nor does anybody get to see it.
+    // The rest of the page cannot be read to be cleared, and reads of it fail.
     assert_eq!(truncate(&fs, ino, P + 10).unwrap().size, P + 10);
     assert_eq!(read(&fs, ino, 0, 10).unwrap_err().errno(), EIO);
     assert_eq!(read(&fs, ino, P, 10).unwrap_err().errno(), EIO);
@@ -296,7 +296,7 @@ fn the_last_possible_byte_is_kept() {
     assert_eq!(write(&fs, ino, last + 1, b"x").unwrap_err(), FsError::FileTooBig);
 }
 
-/// Data that was promised and finds no room is lost alone: neither a full account nor full metadata takes more with it.
+/// Acknowledged data that finds no room is lost alone: neither a full account nor full metadata takes more with it.
 #[test]
 fn what_cannot_be_taken_in_is_lost_alone() {
     let vm = vm(32);
@@ -317,7 +317,7 @@ fn what_cannot_be_taken_in_is_lost_alone() {
     }
 }
 
-/// Where there is no limit, the inodes that can still be made are those that there is memory for.
+/// Without a limit, statfs reports as many free inodes as there is memory for.
 #[test]
 fn statfs_knows_how_many_inodes_there_is_memory_for() {
     let vm = vm(64);

@@ -41,7 +41,7 @@ fn stir(fs: &Fs, rng: &mut StdRng, dirs: &mut Vec<u64>) {
             }
         }
         7 => {
-            // A reference, held for a moment.
+            // Hold a reference for a moment.
             if let Ok(attr) = fs.lookup(from, &old)
                 && fs.grab(attr.ino)
             {
@@ -94,7 +94,7 @@ fn renames_creations_and_removals_end_and_add_up() {
     }
     drop(done);
     for _ in 0..THREADS {
-        // Not a measure of speed: without a bound a deadlock would not fail but hang.
+        // Not a measure of speed: without a bound a deadlock would hang the test instead of failing it.
         let ended = finished.recv_timeout(Duration::from_secs(120));
         ended.expect("every thread ends: else one failed above, or they wait for each other");
     }
@@ -109,7 +109,7 @@ fn renames_creations_and_removals_end_and_add_up() {
     assert_eq!(vm.stats().charged_bytes, start);
 }
 
-/// `x/a` into `y/b/` and `y/b` into `x/a/`, at once: done both, the two would be out of reach, each in the other.
+/// Renames `x/a` to `y/b/a` and `y/b` to `x/a/b` at once: if both succeeded, neither could be reached any more.
 #[test]
 fn two_directories_never_swallow_each_other() {
     let fs = fs_on(&vm(4096), 64);
@@ -134,7 +134,7 @@ fn two_directories_never_swallow_each_other() {
     }
 }
 
-/// Lets two threads go at the same moment, as nearly as can be.
+/// Releases two threads at nearly the same moment.
 #[derive(Default)]
 struct SpinBarrier(AtomicU32);
 

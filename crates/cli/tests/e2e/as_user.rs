@@ -1,4 +1,4 @@
-//! Root's run, once more as an ordinary user: what he can do, and what he is refused.
+//! Root's run repeated as an ordinary user: permitted actions and refusals.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,7 +16,7 @@ use crate::harness::{
 
 const NOBODY: u32 = 65_534;
 
-/// `/dev/fuse` open to all while this lives; one test at a time, or the last to restore its mode restores the wrong one.
+/// Opens `/dev/fuse` to all while it lives; one test at a time, or the last to restore its mode restores the wrong one.
 struct OpenDevice {
     mode: u32,
     _turn: MutexGuard<'static, ()>,
@@ -39,7 +39,7 @@ impl Drop for OpenDevice {
     }
 }
 
-/// Copies of the programs and a directory where nobody can reach them.
+/// Copies of the programs, and a home directory, in a place that user nobody can reach.
 fn for_nobody() -> tempfile::TempDir {
     let base = tempfile::tempdir_in("/var/tmp").unwrap();
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -50,7 +50,7 @@ fn for_nobody() -> tempfile::TempDir {
     base
 }
 
-/// Mounts that nobody's run leaves below a directory when it has to be killed.
+/// Removes, on drop, mounts that nobody's run leaves below a directory when it has to be killed.
 struct Below<'a>(&'a Path);
 
 impl Drop for Below<'_> {
@@ -70,7 +70,7 @@ fn as_nobody(base: &Path, program: &str) -> Command {
     command
 }
 
-/// Every test of this program that a user can run, as `nobody`.
+/// Runs, as `nobody`, every test of this program that an ordinary user can run.
 #[test]
 fn root_repeats_it_as_nobody() {
     if !is_root("it is an ordinary user's run already") {
@@ -83,7 +83,7 @@ fn root_repeats_it_as_nobody() {
     let base = for_nobody();
     let _below = Below(base.path());
     let mut command = as_nobody(base.path(), "e2e");
-    // Root's run of these says the same at greater length.
+    // Root's run of these covers the same at greater length.
     command.args(["--test-threads=2", "--skip=root_", "--skip=sixteen", "--skip=two_fillers"]);
     command.args([
         "--skip=fsx_",
@@ -125,7 +125,7 @@ fn root_handles_a_users_mount() {
     assert!(base.path().join("home/.local/state/overspill.log").exists());
 }
 
-/// Root asks a user's mount as that user, who may look into his processes: nothing of root's is in that one.
+/// Root queries a user's mount as that user, and users may inspect their processes: this one holds nothing of root's.
 #[test]
 fn root_shows_its_environment_and_files_to_no_user() {
     if !is_root("two users") {
@@ -142,7 +142,7 @@ fn root_shows_its_environment_and_files_to_no_user() {
     std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
     ok(&run(as_nobody(base.path(), "overspill").args(["mount", "--memory=4M"]).arg(&dir)));
     let daemon = daemon_of(&dir).unwrap();
-    // While the daemon does not answer, whoever asks it stands still and can be looked at.
+    // While the daemon is stopped, the querying process waits and can be inspected.
     kill(daemon, Signal::STOP);
     let line = r#"exec 9</etc/shadow; exec "$1" stats "$2""#;
     let mut asking = Command::new("sh");
@@ -230,7 +230,7 @@ fn root_sees_users_told_of_a_missing_fusermount3() {
     fs::create_dir(&dir).unwrap();
     std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
     let _clean_up = CleanUp(dir.clone());
-    // Whited out in a mount namespace of its own, in every directory that has it.
+    // fusermount3 is whited out in a mount namespace of its own, in every directory that has it.
     let hidden = |args: &str| {
         let line = format!(
             r#"for d in /usr/bin /usr/sbin /usr/local/bin /bin /sbin; do
@@ -243,7 +243,8 @@ fn root_sees_users_told_of_a_missing_fusermount3() {
                exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$1/overspill" {args}"#
         );
         let mut command = Command::new("unshare");
-        // No directory of root's own: what cannot be searched is "permission denied", not "not found".
+        // PATH without root's own directories: in one that cannot be searched, "permission denied" replaces "not
+        // found".
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin").args(["-m", "sh", "-c", &line, "sh"]);
         let output = run(command.args([base.path(), &dir]));
         fs::remove_dir_all(base.path().join("without")).unwrap();

@@ -1,4 +1,4 @@
-//! Attributes that others than the daemon keep: true when somebody looks.
+//! Attributes that the kernel keeps, not only the daemon: true when a process looks.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ fn mtime(path: &Path) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// Times are of one clock, whoever stamps: the daemon a creation, the kernel a write, another file system its own files.
+/// All times are of one clock: the daemon stamps creations, the kernel stamps writes, another file system its own.
 #[test]
 fn times_never_go_backwards() {
     let mount = Mount::new(&["--memory", "8M"]);
@@ -51,20 +51,20 @@ fn times_never_go_backwards() {
     }
 }
 
-/// `make` finds a target that was written after its source to be newer.
+/// `make` finds a target newer that was written after its source.
 #[test]
 fn make_finds_targets_up_to_date() {
     let mount = Mount::new(&["--memory", "8M"]);
     for n in 0..60 {
         let (source, target) = (mount.path(&format!("s{n}")), mount.path(&format!("t{n}")));
-        // Stamped by the daemon, then by the kernel.
+        // The daemon stamps the source, the kernel the target.
         fs::File::create(&source).unwrap();
         fs::write(&target, "target").unwrap();
         assert!(mtime(&target) >= mtime(&source), "turn {n}: the target looks older than its source");
     }
 }
 
-/// A file that has bytes has blocks, also while it is being written: `tar -S` takes a file without any for zeros alone.
+/// A file with bytes has blocks, also while it is being written: `tar -S` takes a file without blocks for zeros alone.
 #[test]
 fn a_file_being_written_has_blocks() {
     let mount = Mount::new(&["--memory", "8M", "--size", "64M"]);
@@ -87,11 +87,11 @@ fn a_file_being_written_has_blocks() {
         let before = blocks();
         rustix::fs::fsync(&file).unwrap();
         assert!(blocks() >= before, "fewer blocks than it had");
-        // Of a file that is written all the time the count may be a moment late.
+        // The count of a file that is written all the time may be a moment late.
         eventually("all blocks", || blocks() == mebibytes << 11);
     }
     assert!(backup(to.path()) == fs::read(&path).unwrap(), "the backup has other bytes than the file");
-    // A file that was long and empty when somebody looked, and has data in its middle now.
+    // The file was long and empty when its attributes were read, and now has data in its middle.
     file.set_len(0).unwrap();
     file.set_len(1 << 20).unwrap();
     blocks();
@@ -113,7 +113,7 @@ fn the_last_possible_byte_is_kept() {
     assert_eq!(byte, *b"x");
 }
 
-/// Buffered readers see the bytes that O_DIRECT has written by AIO: the kernel's cache keeps no old ones.
+/// Buffered readers see bytes written with O_DIRECT by AIO: the kernel's cache keeps no old ones.
 #[test]
 fn buffered_readers_see_what_aio_wrote() {
     let program = r#"

@@ -1,4 +1,4 @@
-//! Every bad input has its sentence and its exit code.
+//! Every bad input has its own sentence and exit code.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -45,7 +45,7 @@ fn sizes() {
         let args: Vec<&OsStr> = args.collect();
         let output = overspill(&args);
         if args[2] == "-5" {
-            // clap takes it for a flag.
+            // clap takes -5 for a flag.
             assert_eq!(output.status.code(), Some(2));
         } else {
             refused(&output, 7, parts);

@@ -1,4 +1,4 @@
-//! Daemons that die, mounts that are busy.
+//! Daemons that die, and mounts that are busy.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ fn umount(mount: &Mount) -> std::process::Output {
     overspill(["umount".as_ref(), mount.dir.as_os_str()])
 }
 
-/// Kills the daemon, and waits until the kernel has closed what it held.
+/// Kills the daemon, and waits until the kernel has closed its files.
 fn kill_daemon(mount: &Mount) {
     kill(mount.pid, Signal::KILL);
     eventually("killed", || !is_running(mount.pid));
@@ -106,8 +106,8 @@ fn force_cuts_off_a_stopped_daemon() {
     mount.nothing_left();
 }
 
-/// Dropping the kernel's copies, the daemon waits inside the kernel for pages that only it can serve: killed there, its
-/// thread cannot end, and the mount does not die by itself.
+/// When the daemon drops the kernel's copies, it waits inside the kernel for pages that only it can serve: killed
+/// there, its thread cannot end, and the mount does not die by itself.
 #[test]
 fn force_clears_a_daemon_killed_while_it_drops_the_kernels_pages() {
     if !is_root("a FUSE connection is aborted through fusectl") {
@@ -115,7 +115,7 @@ fn force_clears_a_daemon_killed_while_it_drops_the_kernels_pages() {
     }
     for _ in 0..4 {
         let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", "debug=evict"]);
-        // Another process: one that has files open there could not even start a program, which closes them.
+        // Another process writes: one with files open on the mount could not start a program, which closes them.
         let write =
             "while dd if=/dev/urandom of=f bs=256k count=4 2>/dev/null && cat f >/dev/null; do :; done";
         let mut shell = Command::new("sh");

@@ -1,4 +1,4 @@
-//! A full mount loses nothing it has acknowledged: every file whose fsync and close returned 0 is read back exactly.
+//! A full mount loses no acknowledged data: every file whose fsync and close returned 0 is read back exactly.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,13 +14,13 @@ fn full_soon() -> Mount {
     Mount::new(&["--memory", "8M", "--size", "32M"])
 }
 
-/// `dd`, whose exit status tells of write, fsync and close.
+/// Runs `dd`, whose exit status covers write, fsync and close.
 fn dd(from: &Path, to: &Path, more: &[&str]) -> std::process::Output {
     let paths = [format!("if={}", from.display()), format!("of={}", to.display())];
     run(Command::new("dd").args(paths).args(["bs=64k", "status=none"]).args(more).env("LC_ALL", "C"))
 }
 
-/// Fills with files of noise until one fails; gives those that were acknowledged.
+/// Writes files of noise until one fails; returns the acknowledged ones.
 fn fill(mount: &Mount, prefix: &str, seed: u64, more: &[&str]) -> Vec<(PathBuf, u64)> {
     let mut done = Vec::new();
     for n in 0..64 {
@@ -44,7 +44,7 @@ fn verify(mount: &Mount, acknowledged: &[(PathBuf, u64)]) {
     }
 }
 
-/// Full, and after deletion empty again: as much fits as before.
+/// Fills a mount, deletes everything and fills it again: as much fits as before.
 fn fills_and_drains(more: &[&str]) {
     let mount = full_soon();
     let first = fill(&mount, "a", 100, more);
@@ -74,17 +74,17 @@ fn dd_with_fsync() {
 fn one_file_larger_than_the_mount() {
     let mount = full_soon();
     for more in [&[][..], &["conv=fsync"]] {
-        // Never refused, it would end after sixteen times what fits.
+        // If it were never refused, dd would end after sixteen times the size.
         let more: Vec<&str> = more.iter().copied().chain(["count=8192"]).collect();
         let output = dd(Path::new("/dev/zero"), &mount.path("f"), &more);
         assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));
-        // Its length is the kernel's; what it holds may pass the size by what the kernel held dirty, no more.
+        // The length is the kernel's. The data held may exceed the size by the kernel's dirty data, no more.
         mount.drop_caches();
         let held = fs::metadata(mount.path("f")).unwrap().blocks() * 512;
         assert!(held <= SIZE + 2 * mount.dirty_limit(), "{held} held");
         fs::remove_file(mount.path("f")).unwrap();
     }
-    // And it is as good as new.
+    // The mount then works as before.
     fs::write(mount.path("g"), noise(1, FILE)).unwrap();
     verify(&mount, &[(mount.path("g"), 1)]);
 }
@@ -109,7 +109,7 @@ fn df_tells_the_truth_when_full_and_after() {
 fn a_mapping_writer() {
     let mount = full_soon();
     let held = fill(&mount, "a", 400, &["conv=fsync"]);
-    // It may die of SIGBUS or be told by msync or fsync; what it may not is succeed and lose.
+    // The writer may die of SIGBUS, or get an error from msync or fsync; it must not succeed and lose data.
     let program = "
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -132,7 +132,7 @@ m.flush(); os.fsync(fd); m.close(); os.close(fd)
         fs::remove_file(path).unwrap();
     }
     let mut roomy = python(program, &[&target, &source]);
-    // What was unlinked is given back asynchronously.
+    // Pages of unlinked files are freed asynchronously.
     for _ in 0..20 {
         if roomy.status.success() {
             break;

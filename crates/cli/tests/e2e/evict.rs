@@ -1,5 +1,5 @@
-//! Programs that know what their files must hold, on mounts where every page goes to the store at once and the kernel
-//! keeps no copy of what it has written or read (`-o debug=evict`).
+//! Programs that verify their files, on mounts where every page goes to the store at once and the kernel drops its
+//! copy of each file that is written or read (`-o debug=evict`).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,7 @@ fn evicting() -> Mount {
     Mount::new(&["--memory", "4M", "--size", "256M", "-o", "debug=evict"])
 }
 
-/// Everything went out and came back, and the store never failed.
+/// Checks that pages went out and came back, and that the store never failed.
 fn check_and_umount(mount: Mount) {
     let stats = mount.stats();
     assert!(stats["page_outs"].as_u64() > Some(100) && stats["page_ins"].as_u64() > Some(100), "{stats}");
@@ -21,10 +21,10 @@ fn check_and_umount(mount: Mount) {
     mount.umount();
 }
 
-/// Names the fsx program, or is `skip`. Without it fsx is installed below cargo's tmpdir, once.
+/// Variable that names the fsx program, or is `skip`. Without it fsx is installed below cargo's tmpdir, once.
 const FSX: &str = "OVERSPILL_FSX";
 
-/// The fsx program, unless it is not wanted.
+/// Returns the fsx program, unless it is to be skipped.
 fn fsx() -> Option<&'static Path> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     match std::env::var_os(FSX) {
@@ -53,7 +53,7 @@ fn fsx() -> Option<&'static Path> {
     }))
 }
 
-/// All that fsx can do and the kernel passes on, on files of up to a mebibyte.
+/// All operations of fsx that the kernel passes on, on files of up to a mebibyte.
 const FSX_TOML: &str = "
 flen = 1048576
 [opsize]
@@ -75,14 +75,14 @@ posix_fadvise = 1.0
 copy_file_range = 3.0
 ";
 
-/// One fsx per seed, all at once on files of one mount.
+/// Runs one fsx per seed, all at once on files of one mount.
 fn run_fsx(program: &Path, mount: &Mount, seeds: std::ops::Range<u32>, operations: u32) {
     let config = mount.beside("fsx.toml");
     fs::write(&config, FSX_TOML).unwrap();
     let run_one = |seed: u32| {
         let mut command = Command::new(program);
         command.args(["-q", "-N", &operations.to_string(), "-S", &seed.to_string(), "-f"]).arg(&config);
-        // What it leaves when it fails is not to lie on the mount.
+        // Files that fsx leaves when it fails must not lie on the mount.
         command.arg("-P").arg(mount.beside("")).arg(mount.path(&format!("seed-{seed}")));
         run(&mut command)
     };
@@ -113,8 +113,8 @@ fn fsx_in_four_mebibytes() {
     mount.umount();
 }
 
-/// Makes a database, changes much of it, and says what is in it. Arguments: its path, the journal's mode, and how many
-/// times 20 KB it is large.
+/// Creates a database, changes much of it, and prints a digest of its contents. Arguments: its path, the journal's
+/// mode, and its size in units of 20 KB.
 const SQLITE: &str = "
 import hashlib, random, sqlite3, sys
 path, mode, scale = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -162,7 +162,7 @@ print(digest.hexdigest(), db.execute('SELECT count(*) FROM t INDEXED BY by_k WHE
 db.close()
 ";
 
-/// The same on the disk, in the smallest memory, and, smaller itself, where all is evicted.
+/// Compares runs on the disk with runs in the smallest memory and, smaller themselves, on an evicting mount.
 fn sqlite(mode: &str, smaller: u32) {
     let tiny = Mount::new(&["--memory", "4M", "--size", "256M"]);
     let evicting = evicting();
@@ -186,7 +186,7 @@ fn sqlite_with_a_write_ahead_log() {
     sqlite("wal", 50);
 }
 
-/// git with nobody's settings but ours.
+/// Runs git with no settings but ours.
 fn git<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = S>) -> String {
     let mut command = Command::new("git");
     command.arg("-C").arg(dir).args([
@@ -209,7 +209,7 @@ fn same_tree(one: &Path, other: &Path) {
 fn git_keeps_a_history() {
     let mount = evicting();
     let (tree, work) = (mount.beside("tree"), mount.path("work"));
-    // This repository's own sources, and some that do not compress.
+    // This repository's own sources, and some files that do not compress.
     ok(&run(Command::new("cp").args(["-rP", concat!(env!("CARGO_MANIFEST_DIR"), "/..")]).arg(&tree)));
     (0..3).for_each(|n| fs::write(tree.join(format!("noise-{n}")), noise(n, 1 << 20)).unwrap());
     // git knows no empty directories.

@@ -1,4 +1,4 @@
-//! A store that fails: an error is worse than waiting, wrong bytes are worse than an error (R6, R17).
+//! A failing store: an error is worse than waiting, wrong bytes are worse than an error (R6, R17).
 
 use std::fs;
 use std::io::Read as _;
@@ -9,8 +9,8 @@ use crate::harness::{Mount, kill, noise, ok, overspill, python};
 
 const LEN: usize = 1 << 20;
 
-/// A mount whose store misbehaves, and twelve files of a mebibyte, of which memory holds a few; with each, whether it
-/// was acknowledged (fsync).
+/// Mounts with a faulty store, and writes twelve files of a mebibyte, of which memory holds a few. Returns with each
+/// true if it was acknowledged (fsync).
 fn with(word: &str) -> (Mount, Vec<bool>) {
     let mount = Mount::new(&["--memory", "4M", "--size", "32M", "-o", &format!("debug={word}")]);
     let write = |n: usize| {
@@ -31,7 +31,7 @@ fn a_store_that_fails_writes_loses_nothing_acknowledged() {
         assert!(fs::read(mount.path(&n.to_string())).unwrap() == noise(n as u64, LEN), "file {n}");
     }
     assert!(mount.stat("errors") > 0);
-    // Room in memory is room again.
+    // Room freed in memory can be used again.
     for n in 0..12 {
         let _ = fs::remove_file(mount.path(&n.to_string()));
     }
@@ -41,8 +41,8 @@ fn a_store_that_fails_writes_loses_nothing_acknowledged() {
     mount.umount();
 }
 
-/// A store whose writes all fail: what is accepted is bounded by memory and by what the kernel may hold, write(2) itself says
-/// when it is enough, and not before the store had its chance.
+/// All writes to the store fail: the bytes accepted are bounded by memory and by the kernel's dirty limit. write(2)
+/// itself fails beyond that, and not before the store had its chance.
 #[test]
 fn write_itself_fails_when_the_store_stays_broken() {
     let mount = Mount::new(&["--memory", "16M", "--size", "1G", "-o", "debug=fail-writes"]);
@@ -65,7 +65,7 @@ sys.exit(f'{accepted} bytes accepted in two minutes, and no error')
     fs::remove_file(mount.path("f")).unwrap();
 }
 
-/// Two seconds of trouble, in which every write to the store fails, cost nobody anything.
+/// The store fails every write for two seconds, and no data is lost.
 #[test]
 fn passing_trouble_of_the_store_costs_nothing() {
     let mount = Mount::new(&["--memory", "4M", "--size", "64M", "-o", "debug=fail-writes-2s"]);
@@ -82,7 +82,7 @@ fn passing_trouble_of_the_store_costs_nothing() {
     mount.umount();
 }
 
-/// A store that hangs: reads of it fail in the end, and what needs no store is served meanwhile.
+/// A store that hangs: reads of it fail in the end, and requests that need no store are served meanwhile.
 #[test]
 fn reads_of_a_hung_store_time_out_and_stop_nobody_else() {
     let mount = Mount::new(&["--memory", "16M", "--size", "256M", "-o", "debug=hang-reads"]);
@@ -90,12 +90,13 @@ fn reads_of_a_hung_store_time_out_and_stop_nobody_else() {
         fs::write(mount.path(&n.to_string()), noise(n, 2 << 20)).unwrap();
     }
     mount.drop_caches();
-    // Around the kernel's cache: what it reads ahead would fill its queue of requests that nobody waits for.
+    // Around the kernel's cache: its readahead would fill its background queue.
     let read = |n: usize| {
         let mut dd = Command::new("dd");
         dd.arg(format!("if={}", mount.path(&n.to_string()).display()));
         dd.args(["of=/dev/null", "bs=4096", "count=1", "iflag=direct"]).env("LC_ALL", "C");
-        // No guard: a process that waits for the daemon's answer does not die before it has one, or the mount has gone.
+        // No guard: a process that waits for the daemon's answer does not die before the answer comes or the mount is
+        // gone.
         dd.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut readers: Vec<Child> = (0..12).map(read).collect();
@@ -106,7 +107,7 @@ fn reads_of_a_hung_store_time_out_and_stop_nobody_else() {
         assert_eq!(fs::read(mount.path(&format!("new{n}"))).unwrap(), b"well");
         assert!(one.elapsed().as_secs() < 5, "it took {:?} beside readers of a hung store", one.elapsed());
     }
-    // A thread of the transport that does its operation's read itself has no time-out yet: all but two of four may.
+    // A transport thread that performs its operation's read itself has no time-out yet: two of the four may do that.
     let begun = Instant::now();
     let mut told = 0;
     while told < 4 {
@@ -118,7 +119,7 @@ fn reads_of_a_hung_store_time_out_and_stop_nobody_else() {
             {
                 let mut said = String::new();
                 stderr.read_to_string(&mut said).unwrap();
-                // Some are served from memory.
+                // Some readers are served from memory.
                 assert!(status.success() || said.contains("Input/output error"), "{said}");
                 told += u32::from(!status.success());
             }
@@ -137,7 +138,7 @@ fn what_cannot_be_read_back_is_an_error_and_never_other_bytes() {
     for word in ["fail-reads", "damage-reads"] {
         let (mount, kept) = with(word);
         assert!(kept.iter().all(|kept| *kept), "{word}: {kept:?}");
-        // The oldest, which memory has no more.
+        // The oldest files, which memory no longer holds.
         let read: Vec<_> = (0..4).map(|n| fs::read(mount.path(&n.to_string()))).collect();
         for (n, read) in read.iter().enumerate() {
             match read {
@@ -153,7 +154,7 @@ fn what_cannot_be_read_back_is_an_error_and_never_other_bytes() {
         }
         assert!(read.iter().any(Result::is_err), "{word}: no read reached the store");
         assert!(mount.stat("errors") > 0, "{word}");
-        // It still serves what needs no store.
+        // The mount still serves requests that need no store.
         fs::write(mount.path("new"), "well").unwrap();
         assert_eq!(fs::read(mount.path("new")).unwrap(), b"well");
         ok(&overspill(["stats".as_ref(), mount.dir.as_os_str()]));

@@ -29,7 +29,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
     let mut read = Vec::new();
     file.read_to_end(&mut read).unwrap();
     assert!(read == data);
-    // What is read back was out: the kernel's copy is dropped first.
+    // The bytes read back were paged out: the kernel's copy is dropped first.
     file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let mut page = vec![0; 4096];
@@ -43,7 +43,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
 
 #[test]
 fn holes_and_unflushed_data_are_told_apart() {
-    // R57; and the trap: the kernel asks us where data is without telling us what it holds dirty.
+    // R57. The trap: the kernel asks us for data and holes without reporting its dirty data.
     let mount = small();
     let file = open(&mount, "sparse");
     file.set_len(8 << 20).unwrap();
@@ -122,7 +122,7 @@ fn truncation_up_and_down_shows_zeros_only() {
         assert_eq!(read.len(), 20_000);
         mount.drop_caches();
     }
-    // O_TRUNC, then less than before.
+    // O_TRUNC, then fewer bytes than before.
     fs::write(mount.path("f"), "short").unwrap();
     mount.drop_caches();
     assert_eq!(fs::read(mount.path("f")).unwrap(), b"short");

@@ -8,29 +8,29 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// After this a command hangs, and the test fails.
+/// Time after which a command is taken to hang, and the test fails.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The program under test. A run as another user brings a copy that he can reach.
+/// The program under test. A run as another user uses a copy that this user can reach.
 pub(crate) fn program() -> PathBuf {
     std::env::var_os("OVERSPILL_BIN").map_or_else(|| env!("CARGO_BIN_EXE_overspill").into(), PathBuf::from)
 }
 
-/// An empty directory that goes with its guard.
+/// An empty directory that is removed with its guard.
 pub(crate) fn scratch() -> tempfile::TempDir {
     let base = std::env::var_os("OVERSPILL_E2E_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     tempfile::Builder::new().prefix("e2e-").tempdir_in(base).unwrap()
 }
 
-/// `overspill ARGS`
+/// Runs `overspill ARGS`.
 pub(crate) fn overspill<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     let mut command = Command::new(program());
     command.args(args);
     run(&mut command)
 }
 
-/// Runs a command to its end. Both its pipes must close too: a daemon that keeps one open is found here.
+/// Runs a command to its end. Both its pipes must close too, which detects a daemon that keeps one open.
 pub(crate) fn run(command: &mut Command) -> Output {
     let what = format!("{command:?}");
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -47,12 +47,12 @@ pub(crate) fn run(command: &mut Command) -> Output {
     }
 }
 
-/// A shell line; `$1`, `$2` … are `args`.
+/// Runs a shell line; `$1`, `$2` … are `args`.
 pub(crate) fn sh<S: AsRef<OsStr>>(line: &str, args: impl IntoIterator<Item = S>) -> Output {
     run(Command::new("sh").args(["-c", line, "sh"]).args(args))
 }
 
-/// Asserts success, and gives what was said on stdout.
+/// Asserts success, and returns stdout.
 #[track_caller]
 pub(crate) fn ok(output: &Output) -> String {
     assert!(
@@ -65,7 +65,7 @@ pub(crate) fn ok(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What was said on stderr.
+/// Returns stderr.
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -82,7 +82,7 @@ pub(crate) fn refused(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-/// Whether this runs as root; if not, says what is left out.
+/// Returns true if this runs as root; otherwise prints which test is left out.
 pub(crate) fn is_root(without: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -91,7 +91,7 @@ pub(crate) fn is_root(without: &str) -> bool {
     root
 }
 
-/// Waits for something that must come true soon.
+/// Waits for a condition that must come true soon.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut test: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -108,7 +108,7 @@ pub(crate) fn kill(pid: u32, signal: rustix::process::Signal) {
     }
 }
 
-/// Whether any thread of the process runs; one that only waits to be reaped does not, and has closed its files.
+/// Returns true if any thread of the process runs. A zombie does not, and has closed its files.
 pub(crate) fn is_running(pid: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut states = tasks.filter_map(|task| {
@@ -129,7 +129,7 @@ pub(crate) fn mountinfo(path: &Path) -> Vec<String> {
     table.lines().filter(at).map(str::to_owned).collect()
 }
 
-/// The daemon that serves `mountpoint`, found without asking it.
+/// The daemon that serves `mountpoint`, found in /proc and not by a request to it.
 pub(crate) fn daemon_of(mountpoint: &Path) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
@@ -142,15 +142,15 @@ pub(crate) fn daemon_of(mountpoint: &Path) -> Option<u32> {
     })
 }
 
-/// One mount with its store; gone when dropped.
+/// One mount with its store; removed when dropped.
 pub(crate) struct Mount {
     /// The mountpoint.
     pub(crate) dir: PathBuf,
-    /// The directory its store lies in.
+    /// The directory of its store.
     pub(crate) store: PathBuf,
     /// Its daemon.
     pub(crate) pid: u32,
-    /// Goes before `base`: a directory is removed when nothing is mounted in it.
+    /// Declared before `base`, hence dropped before it: a directory is removed after it is unmounted.
     _clean_up: CleanUp,
     base: tempfile::TempDir,
 }
@@ -199,36 +199,37 @@ impl Mount {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// One number of it.
+    /// One number of [`Mount::stats`].
     #[track_caller]
     pub(crate) fn stat(&self, name: &str) -> u64 {
         self.stats()[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {}", self.stats()))
     }
 
-    /// The peak of the daemon's resident memory so far, in bytes.
+    /// Peak of the daemon's resident memory so far, in bytes.
     pub(crate) fn peak_rss(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// What the kernel may hold dirty for it, in bytes; twice that is accepted beyond the size, having been promised.
+    /// The kernel's limit on dirty data of this mount, in bytes; twice that is accepted beyond the size, as
+    /// acknowledged data.
     pub(crate) fn dirty_limit(&self) -> u64 {
         let dev = std::fs::metadata(&self.dir).unwrap().dev();
         let bdi = format!("/sys/class/bdi/{}:{}/max_bytes", rustix::fs::major(dev), rustix::fs::minor(dev));
         std::fs::read_to_string(bdi).unwrap().trim().parse().unwrap()
     }
 
-    /// Bytes that the daemon had written to any disk.
+    /// Bytes that the daemon has written to any disk.
     pub(crate) fn written_to_disk(&self) -> u64 {
         let io = std::fs::read_to_string(format!("/proc/{}/io", self.pid)).unwrap();
         io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
     }
 
-    /// Makes the kernel forget what it caches of this mount, so that reading asks the daemon.
+    /// Makes the kernel forget its cache of this mount, so that reads reach the daemon.
     pub(crate) fn drop_caches(&self) {
         if rustix::process::geteuid().is_root() {
-            // Tells of data refused before, which is for the test to have noticed.
+            // This reports data refused before, which the test itself must have noticed.
             let _ = rustix::fs::syncfs(std::fs::File::open(&self.dir).unwrap());
             std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
         }
@@ -255,7 +256,7 @@ impl Mount {
         self.nothing_left();
     }
 
-    /// No process, no mount, nothing in the store's directory.
+    /// Checks that there is no process, no mount, and nothing in the store's directory.
     #[track_caller]
     pub(crate) fn nothing_left(&self) {
         assert_eq!(mountinfo(&self.dir), [""; 0]);
@@ -273,12 +274,12 @@ impl Drop for Mount {
     }
 }
 
-/// Whatever is mounted on this directory is taken away when the guard goes, and the daemon that serves it ended.
+/// When dropped, unmounts everything from this directory and kills the daemon that serves it.
 pub(crate) struct CleanUp(pub(crate) PathBuf);
 
 impl Drop for CleanUp {
     fn drop(&mut self) {
-        // A failed test may have stacked several.
+        // A failed test may have stacked several mounts.
         for _ in 0..16 {
             let mounted = !mountinfo(&self.0).is_empty();
             if mounted && rustix::process::geteuid().is_root() {
@@ -286,7 +287,7 @@ impl Drop for CleanUp {
             } else if mounted {
                 let _ = Command::new("fusermount3").arg("-uz").arg(&self.0).status();
             }
-            // Found by the directory it serves: a remembered number may be another's by now.
+            // Found by its mountpoint: a remembered pid may belong to another process by now.
             match daemon_of(&self.0) {
                 Some(pid) => kill(pid, rustix::process::Signal::KILL),
                 None if !mounted => break,
@@ -296,7 +297,7 @@ impl Drop for CleanUp {
     }
 }
 
-/// A child that dies with its guard.
+/// A child that is killed with its guard.
 pub(crate) struct Guard(pub(crate) Child);
 
 impl Drop for Guard {
@@ -314,7 +315,7 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Bytes that do not compress and tell their place: `seed` makes them differ.
+/// Incompressible bytes that differ from place to place; `seed` selects the sequence.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut out = Vec::with_capacity(len + 8);
@@ -328,7 +329,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Runs a Python program with `args`, for what safe Rust cannot do (shared writable mappings).
+/// Runs a Python program with `args`, for operations that safe Rust lacks (shared writable mappings).
 pub(crate) fn python(program: &str, args: &[&Path]) -> Output {
     let python = ["/usr/bin/python3", "/bin/python3"].into_iter().find(|p| Path::new(p).exists());
     run(Command::new(python.unwrap_or("python3")).args(["-c", program]).args(args))

@@ -1,4 +1,4 @@
-//! Isolation: a mount keeps nothing of its caller, and other users can see, forge or use up nothing that is not theirs.
+//! Isolation: a mount keeps nothing of its caller; other users can see, forge or use up nothing that is not theirs.
 
 use std::fs;
 use std::io::Read as _;
@@ -15,7 +15,7 @@ use crate::harness::{
 
 const NOBODY: u32 = 65_534;
 
-/// A lock that the caller held, or a pipe, is not held for as long as the mount lives.
+/// A lock or pipe that the caller held is not held by the daemon for the life of the mount.
 #[test]
 fn a_daemon_keeps_no_descriptor_of_its_callers() {
     let base = scratch();
@@ -75,7 +75,7 @@ fn names_forge_no_line_of_the_log() {
     assert!(!text.contains('\x1b'), "{text}");
 }
 
-/// A log is no way to write to what a symbolic link leads to, nor to wait for whoever opens a pipe.
+/// A symbolic link or a pipe is refused as log: the link would redirect writes, and opening a pipe waits for a reader.
 #[test]
 fn a_log_elsewhere_is_refused() {
     let base = scratch();
@@ -95,7 +95,7 @@ fn a_log_elsewhere_is_refused() {
     assert!(!base.path().join("target").exists());
 }
 
-/// A full log, with a store that fails and much to say: the mount serves, ends when it is told to, and says what is missing.
+/// A full log, a failing store and many messages: the mount serves, ends on SIGTERM, and counts the lines lost.
 #[test]
 fn root_sees_a_full_log_stop_nothing() {
     if !is_root("a small disk") {
@@ -133,7 +133,7 @@ fn root_sees_a_full_log_stop_nothing() {
     assert_eq!(mountinfo(&dir), [""; 0]);
 }
 
-/// A limit on the size of files, and stderr that nobody reads: neither is the end of a daemon.
+/// Neither a limit on the size of files nor a closed stderr ends a daemon.
 #[test]
 fn a_log_that_cannot_grow_and_a_reader_that_has_gone_kill_nothing() {
     let base = scratch();
@@ -164,7 +164,7 @@ fn a_log_that_cannot_grow_and_a_reader_that_has_gone_kill_nothing() {
     eventually("it ends when told to", || child.0.try_wait().unwrap().is_some());
 }
 
-/// A start that fails for want of memory, wherever it gets to, leaves no mount behind.
+/// A start that fails for lack of memory, at any point, leaves no mount behind.
 #[test]
 fn a_failed_start_leaves_no_mount() {
     let base = scratch();
@@ -181,7 +181,7 @@ fn a_failed_start_leaves_no_mount() {
             mebibytes << 10
         );
         let output = sh(&line, [program().as_os_str(), dir.as_os_str()]);
-        // It may have started, and its transport's threads then found no memory: that ends the mount too.
+        // The start may succeed and the transport's threads then find no memory: that ends the mount too.
         if output.status.success() && overspill(["umount".as_ref(), dir.as_os_str()]).status.success() {
             continue;
         }
@@ -191,7 +191,7 @@ fn a_failed_start_leaves_no_mount() {
     assert!(failed >= 5, "only {failed} starts failed");
 }
 
-/// Too many open files are called that, not a matter of permission.
+/// Too many open files are reported as such, not as a matter of permission.
 #[test]
 fn too_many_open_files_are_called_so() {
     let base = scratch();
@@ -212,7 +212,7 @@ fn too_many_open_files_are_called_so() {
     assert!(named > 0, "no number of files is too few for the device");
 }
 
-/// Set-id bits go with a write or fallocate by somebody else, and the kernel hears of it: it runs the file as nobody's own.
+/// A write or fallocate by another user clears set-id bits, and the kernel notices: the file runs without them.
 #[test]
 fn root_sees_set_id_bits_end_with_a_strangers_write() {
     if !is_root("set-id programs") {
@@ -245,7 +245,7 @@ fn root_sees_set_id_bits_end_with_a_strangers_write() {
     }
 }
 
-/// Reading a log through a pipe to its end shows that the daemon does not hold the pipe of whoever started it.
+/// The daemon does not hold its caller's pipe: a reader of that pipe gets to the end.
 #[test]
 fn a_pipe_of_the_callers_ends() {
     let base = scratch();

@@ -1,7 +1,7 @@
 //! End to end: the program itself, on real mounts, as root or as an ordinary user.
 //!
-//! Each test mounts in a directory of its own below cargo's tmpdir and leaves nothing behind, also when it fails
-//! ([`harness::Mount`]). Root's run repeats what an ordinary user can do as `nobody` ([`as_user`]).
+//! Each test mounts in a directory of its own below cargo's tmpdir and leaves nothing behind, even if it fails
+//! ([`harness::Mount`]). Root's run repeats the tests for ordinary users as `nobody` ([`as_user`]).
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
-//! Metadata is a kind of space, and ends before pages do: what was promised is kept all the same.
+//! Metadata is a kind of space, and ends before pages do: acknowledged data is kept all the same.
 
 use crate::harness::{Mount, ok, python, sh};
 
-/// Pages far from each other, each of which takes metadata of its own: write(2) itself says that there is no more, and every
-/// page that was fsynced is read back.
+/// Pages far from each other, each of which takes metadata of its own: write(2) itself fails when there is no more, and
+/// every page that was fsynced is read back.
 #[test]
 fn a_sparse_writer_hears_of_full_metadata_and_loses_nothing() {
     let program = r#"
@@ -44,7 +44,7 @@ for n in range(kept):
     mount.umount();
 }
 
-/// Where metadata is full, `df -i` shows it.
+/// When metadata is full, `df -i` shows it.
 #[test]
 fn df_shows_the_inodes_that_can_still_be_made() {
     let mount = Mount::new(&["--memory", "4M", "--size", "64M"]);

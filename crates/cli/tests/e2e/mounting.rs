@@ -1,4 +1,4 @@
-//! Mounting and unmounting, and that nothing stays behind.
+//! Mounting and unmounting, and that nothing is left behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::harness::{
 
 #[test]
 fn round_trip_leaves_nothing_behind() {
-    // R2, R5, R9: the store was chosen, has no name, and dies with the mount.
+    // R2, R5, R9: the store is where the caller chose, has no name, and dies with the mount.
     let mount = Mount::new(&["--memory", "4M", "--size", "64M"]);
     let data = noise(1, 16 << 20);
     fs::write(mount.path("f"), &data).unwrap();
@@ -35,7 +35,7 @@ fn the_daemon_is_on_its_own() {
     let stat = fs::read_to_string(format!("{proc}/stat")).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
     assert_eq!(session, mount.pid.to_string(), "no session of its own");
-    // The pipe to the command that started it closes after that command has heard all it needs.
+    // The pipe to the command that started the daemon closes after that command has all it needs.
     for fd in [0, 1] {
         let fd = format!("{proc}/fd/{fd}");
         eventually("its pipe closes", || fs::read_link(&fd).unwrap() == Path::new("/dev/null"));

@@ -98,7 +98,7 @@ fn a_big_directory_is_listed_once_while_it_changes() {
     for name in &all {
         fs::File::create(dir.join(name)).unwrap();
     }
-    // Every third is deleted while the listing goes on; what stays must be seen exactly once.
+    // Every third entry is deleted while the listing goes on; entries that stay must be seen exactly once.
     let doomed = |n: usize| n.is_multiple_of(3);
     let mut seen = Vec::new();
     for (n, entry) in fs::read_dir(&dir).unwrap().enumerate() {
@@ -148,7 +148,7 @@ fn fifos_sockets_and_devices() {
     assert_eq!(fs::read(mount.path("fifo")).unwrap(), b"through");
     writer.join().unwrap();
 
-    // Bound by a short relative name: a socket's path has room for 108 bytes.
+    // The socket is bound by a short name: a socket's path has room for 108 bytes.
     let dir = fs::File::open(&mount.dir).unwrap();
     let address = format!("/proc/self/fd/{}/socket", std::os::fd::AsRawFd::as_raw_fd(&dir));
     let listener = UnixListener::bind(&address).unwrap();
@@ -218,7 +218,7 @@ fn times_are_kept_to_the_nanosecond() {
     assert_eq!((m.atime(), m.atime_nsec()), (1_000_000_001, 123_456_789));
     assert_eq!((m.mtime(), m.mtime_nsec()), (-5, 999_999_999));
 
-    // A write moves mtime and ctime on, a chmod ctime alone.
+    // A write updates mtime and ctime, a chmod only ctime.
     fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"y").unwrap();
     let written = fs::metadata(&path).unwrap();
     assert!(written.mtime() > 1_000_000_000, "{}", written.mtime());
@@ -244,7 +244,7 @@ fn permissions_are_the_kernels() {
         let line = r#"setpriv --reuid 65534 --regid 65534 --clear-groups sh -c 'cat <"$1"' sh "$1""#;
         assert!(!sh(line, [mount.path("f")]).status.success(), "nobody read a file of mode 0");
         assert_eq!(fs::read(mount.path("f")).unwrap(), b"mine");
-        // A set-id bit goes when somebody writes.
+        // A change of owner clears set-id bits.
         fs::set_permissions(mount.path("f"), fs::Permissions::from_mode(0o6777)).unwrap();
         rustix::fs::chown(mount.path("f"), Some(rustix::fs::Uid::from_raw(7)), None).unwrap();
         assert_eq!(fs::metadata(mount.path("f")).unwrap().mode() & 0o6000, 0, "chown keeps set-id");

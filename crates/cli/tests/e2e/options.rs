@@ -132,14 +132,14 @@ fn other_users_come_in_only_when_let() {
     let output = run(std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "cat"])
         .arg(mount.path("f")));
-    // The way to the mount may be closed to others; then there is nothing to see here.
+    // The path to the mount may be closed to other users; then this test cannot tell.
     let way_open = mount.dir.ancestors().skip(1).all(|d| fs::metadata(d).is_ok_and(|m| m.mode() & 1 != 0));
     if way_open {
         assert_eq!(ok(&output), "shared");
     }
 }
 
-/// A memory cgroup of version 1; its processes leave it when it goes.
+/// A memory cgroup of version 1; when it is dropped its processes move to the root group.
 struct Cgroup(std::path::PathBuf);
 
 impl Cgroup {
@@ -151,7 +151,7 @@ impl Cgroup {
         Some(group)
     }
 
-    /// Runs a shell line in it.
+    /// Runs a shell line in the cgroup.
     fn sh(&self, line: &str, args: &[&std::ffi::OsStr]) -> std::process::Output {
         let line = format!(r#"echo $$ > "$1/cgroup.procs" || exit 99; shift; {line}"#);
         crate::harness::sh(&line, std::iter::once(self.0.as_os_str()).chain(args.iter().copied()))
@@ -167,8 +167,8 @@ impl Drop for Cgroup {
     }
 }
 
-/// A budget just under the cgroup's limit is refused, with the most that fits; and that much lives through work that fills
-/// it, in the same group.
+/// A budget just under the cgroup's limit is refused, with the most that fits; a mount with that budget survives work
+/// that fills it, in the same group.
 #[test]
 fn root_is_told_the_most_that_a_cgroup_has_room_for() {
     if !crate::harness::is_root("a cgroup of its own") {

@@ -1,4 +1,4 @@
-//! The main job: real trees, larger than the memory given.
+//! The main job: real trees, larger than the mount's memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::harness::{Mount, eventually, noise, ok, run};
 
-/// Beyond the budget: code, stacks and what the C library keeps.
+/// Memory beyond the budget: code, stacks and the C library's heap.
 const SLACK: u64 = 16 << 20;
 
 fn tree_size(path: &Path) -> u64 {
@@ -16,7 +16,7 @@ fn tree_size(path: &Path) -> u64 {
     if output.status.success() { text.split_whitespace().next().unwrap().parse().unwrap() } else { 0 }
 }
 
-/// A real tree of this machine that we may read, of at least `least` bytes: the smallest that will do.
+/// Returns the smallest readable tree of this machine of at least `least` bytes.
 fn real_tree(least: u64) -> PathBuf {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = sysroot.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
@@ -46,7 +46,7 @@ fn copy_verify_remove(memory: &str, budget: u64, least: u64) {
     let peak = mount.peak_rss();
     assert!(peak <= budget + SLACK, "peak RSS {peak}, budget {budget}: {stats}");
 
-    // R57, R71: what is removed is memory and store returned.
+    // R57, R71: removal returns memory and store.
     ok(&run(Command::new("rm").arg("-rf").arg(&copy)));
     eventually("pages and inodes are gone", || {
         let stats = mount.stats();
@@ -67,14 +67,14 @@ fn a_tree_through_sixteen_mebibytes() {
     copy_verify_remove("16M", 16 << 20, 100 << 20);
 }
 
-/// R4, R8, R9: more than the kernel holds back for a mount, so that the daemon has it, and less than its memory.
+/// R4, R8, R9: more data than the kernel may hold dirty, so that the daemon gets it, and less than the daemon's memory.
 #[test]
 fn what_is_deleted_before_pressure_is_never_written() {
     let mount = Mount::new(&["--memory", "320M", "--size", "1G"]);
     let (rss, written) = (mount.stat("rss_bytes"), mount.written_to_disk());
     let file_bytes = mount.stat("store_file_bytes");
     let data = 160 << 20;
-    // The kernel keeps the limit as a share of its memory, and tells it roughly.
+    // The kernel keeps the limit as a share of its memory, and reports it roughly.
     assert!(data > mount.dirty_limit() * 3 / 2 && data < mount.stat("vm_limit_bytes") / 4 * 3);
     for n in 0..10 {
         let mut file = File::create(mount.path(&n.to_string())).unwrap();
@@ -95,7 +95,8 @@ fn what_is_deleted_before_pressure_is_never_written() {
     mount.umount();
 }
 
-/// R37: what packs stays in memory, packed, where twice the memory would not have held it; what is said not to be packed is not.
+/// R37: compressible data stays in compressed memory, where twice the memory would not hold it plain; with `none` it
+/// does not.
 #[test]
 fn what_packs_stays_in_memory() {
     let page = |number: usize| {
@@ -122,12 +123,12 @@ fn what_packs_stays_in_memory() {
     }
 }
 
-/// R59: a file for each object, small and large; they go with the object, and their space with them.
+/// R59: each object, small or large, has a file; removing the object removes the file and frees its space.
 #[test]
 fn a_file_for_each_object() {
     let mount = Mount::new(&["--memory", "4M", "--size", "1G", "--layout", "per-object"]);
     assert!(mount.stats()["store_mode"].as_str().unwrap().contains("per object"), "{}", mount.stats());
-    // Few: making a file takes a disk's file system some time.
+    // Only a few files: a disk's file system takes some time to create one.
     let files: Vec<_> = (0..60).map(|n| (mount.path(&n.to_string()), noise(n, 1000 << (n % 12)))).collect();
     for (path, data) in &files {
         fs::write(path, data).unwrap();
@@ -147,7 +148,7 @@ fn a_file_for_each_object() {
     mount.umount();
 }
 
-/// R32: by io_uring where there is any, by threads where there is none; `stats` says which.
+/// R32: the store uses io_uring if there is any, and threads otherwise; `stats` says which.
 #[test]
 fn the_store_is_read_and_written_either_way() {
     for (option, word) in [("defaults", ""), ("debug=no-uring", "direct")] {

@@ -1,4 +1,4 @@
-//! `overspill stats`: every field, truthful where a test can tell.
+//! `overspill stats`: every field exists, and is true where a test can tell.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::harness::{Mount, eventually, noise, ok, overspill, run};
 
-/// What programs may rely on.
+/// Fields that programs may rely on.
 const FIELDS: [&str; 14] = [
     "pid",
     "budget_bytes",
@@ -50,7 +50,7 @@ fn numbers_follow_what_happens() {
     let stats = mount.stats();
     let get = |name: &str| stats[name].as_u64().unwrap();
     assert_eq!(get("inodes"), inodes + 1);
-    // R20, R21: every byte is somewhere; noise does not shrink.
+    // R20, R21: every byte is in memory or in the store; noise does not compress.
     let held = get("resident_bytes") + get("compressed_bytes") + get("stored_bytes");
     assert!(held >= len.try_into().unwrap(), "{held} held of {len}: {stats}");
     assert!(get("resident_bytes") <= 4 << 20, "{stats}");
@@ -98,7 +98,7 @@ fn slabinfo_shows_where_metadata_is_and_agrees_with_stats() {
     assert!(active("inode") >= 2001 && active("directory entry") >= 2000, "{text}");
     let sum: u64 = caches.iter().map(|cache| cache["memory"].as_u64().unwrap()).sum();
     assert_eq!(sum, info["used_bytes"].as_u64().unwrap(), "caches are all there is");
-    // Nothing happens meanwhile but the asking.
+    // Meanwhile only the requests for statistics change anything.
     assert!(mount.stat("slab_bytes").abs_diff(sum) < 64 << 10, "{sum} and {}", mount.stats());
     assert!(mount.stat("slab_bytes") <= mount.stat("rss_bytes"));
 

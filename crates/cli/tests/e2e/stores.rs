@@ -1,4 +1,4 @@
-//! Stores: where they may lie, what is refused, what is left of them.
+//! Stores: permitted places, refusals, and leftovers.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,7 +20,7 @@ fn umount(dir: &Path) {
     ok(&overspill(["umount".as_ref(), dir.as_os_str()]));
 }
 
-/// A mountpoint, and a store that lies in it, by several names (R14).
+/// A store on its own mountpoint, by several names (R14).
 #[test]
 fn a_store_on_the_mount_it_serves_is_refused() {
     let base = scratch();
@@ -125,7 +125,7 @@ fn no_store_is_memory_only() {
     mount.drop_caches();
     assert!(fs::read(mount.path("f")).unwrap() == data);
     assert_eq!(mount.stat("store_file_bytes"), 0);
-    // What memory cannot hold is refused, not lost.
+    // Data that memory cannot hold is refused, not lost.
     let more = run(std::process::Command::new("dd")
         .args(["if=/dev/urandom", "bs=64k", "count=512", "conv=fsync"])
         .arg(format!("of={}", mount.path("g").display())));
@@ -137,7 +137,7 @@ fn no_store_is_memory_only() {
 
 #[test]
 fn a_store_without_permission_is_refused() {
-    // Root writes everywhere but in a file system that takes no files.
+    // Root may write everywhere, except in a file system that takes no files.
     let store = if rustix::process::geteuid().is_root() { "/proc" } else { "/etc" };
     let base = scratch();
     let _clean_up = CleanUp(base.path().to_owned());

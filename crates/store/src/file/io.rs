@@ -1,4 +1,4 @@
-//! Moving blocks to and from the file, around the page cache or with as little of it as can be.
+//! Moves blocks to and from the file, around the page cache or with as little of it as possible.
 
 use std::fs::File;
 use std::io;
@@ -11,32 +11,32 @@ use rustix::fs::Advice;
 use super::open;
 use crate::check_buffer;
 
-/// How the file is read and written.
+/// The kind of I/O on the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoMode {
     /// O_DIRECT: the page cache holds nothing of the store.
     Direct,
-    /// Through the page cache, which is emptied behind us.
+    /// Through the page cache, from which the store's pages are dropped soon.
     Buffered,
 }
 
 /// Buffered bytes written between two starts of writeback.
 const WINDOW: u64 = 8 << 20;
 
-/// Every so many windows one writer waits until all of them are on the disk. So at most about
+/// Number of windows after which one writer waits until all of them are on the disk. So at most about
 /// `WINDOW * WINDOWS` bytes of the store are dirty in the page cache.
 const WINDOWS: u64 = 4;
 
-/// The file, and how to do I/O on it.
+/// The file, and the state of its I/O.
 #[derive(Debug)]
 pub(super) struct Io {
     pub(super) file: File,
     direct: AtomicBool,
-    /// The page cache is where this file lives: there is nothing to write back or to drop.
+    /// The file lives in the page cache: there is nothing to write back or to drop.
     in_memory: bool,
     /// Bytes written through the page cache so far.
     written: AtomicU64,
-    /// Held while writeback is waited for, so that writers cannot run ahead of it.
+    /// Held while a writer waits for writeback, so that other writers cannot run ahead of it.
     flushing: Mutex<()>,
 }
 
@@ -64,7 +64,7 @@ impl Io {
     pub(super) fn become_buffered(&self) {
         self.direct.store(false, Ordering::Relaxed);
         open::set_direct(&self.file, false);
-        // The VM does the readahead that is wanted.
+        // The VM does its own readahead.
         self.advise(0, Advice::Random);
     }
 
@@ -85,7 +85,7 @@ impl Io {
         if self.mode() == IoMode::Buffered { self.wrote(buf.len() as u64) } else { Ok(()) }
     }
 
-    /// Fills `buf` from `offset`; what lies past the end of the file is zeros.
+    /// Fills `buf` from `offset`; bytes past the end of the file are zeros.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         check_buffer(buf)?;
         let (mut done, len) = (0, buf.len());
@@ -115,14 +115,14 @@ impl Io {
         Ok(())
     }
 
-    /// Whether an error allows another try: an interruption, or direct I/O refused only now. The buffer was
+    /// Returns `Ok` if an error allows another try: an interruption, or direct I/O refused only now. The buffer was
     /// checked, so EINVAL in direct mode can mean nothing else.
     fn survive(&self, error: io::Error, mode: IoMode) -> io::Result<()> {
         if error.kind() == io::ErrorKind::Interrupted {
             return Ok(());
         }
         if error.kind() == io::ErrorKind::InvalidInput && mode == IoMode::Direct {
-            // Another thread may have come here first.
+            // Another thread may have switched already.
             if self.mode() == IoMode::Direct {
                 tracing::warn!("the store's file system refuses direct I/O; going through the page cache");
                 self.become_buffered();
@@ -132,9 +132,9 @@ impl Io {
         Err(error)
     }
 
-    /// Counts buffered writes; each full window is sent on its way to the disk and what has arrived there is
-    /// dropped from memory (DONTNEED does both), and now and then all of it is waited for. A failure of an
-    /// earlier write may show only here; the checksum of what was lost will say which it was.
+    /// Counts buffered writes. Each full window is sent on its way to the disk, and pages that have arrived there are
+    /// dropped from memory (DONTNEED does both); after some windows the writer waits for all of them. A failure of an
+    /// earlier write may show only here; the checksum of the lost data will tell which it was.
     fn wrote(&self, bytes: u64) -> io::Result<()> {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
         let (from, to) = (before / WINDOW, (before + bytes) / WINDOW);
@@ -150,7 +150,7 @@ impl Io {
         Ok(())
     }
 
-    /// Drops what the page cache still holds after the last window; starts its writeback.
+    /// Drops the pages that the page cache still holds after the last window; starts their writeback.
     pub(super) fn settle(&self) {
         if self.mode() == IoMode::Buffered && !self.in_memory {
             self.advise(0, Advice::DontNeed);
@@ -163,8 +163,8 @@ impl Io {
     }
 }
 
-/// How far a transfer came, as the next one may go on: direct I/O goes on only from a whole block, and does the
-/// rest of one again.
+/// Returns how far a transfer came, as a start for the next one: direct I/O continues only from a whole block, and
+/// does the rest of one again.
 fn whole(mode: IoMode, done: usize, len: usize) -> usize {
     if done == len || mode == IoMode::Buffered { done } else { done / crate::BLOCK * crate::BLOCK }
 }

@@ -1,4 +1,4 @@
-//! A store in a file without a name.
+//! A store in an unnamed file.
 //!
 //! ```text
 //!              maintain(true): fallocate                allocate
@@ -31,17 +31,17 @@ pub use per_object::PerObjectStore;
 use crate::blist::{Blist, GROUP};
 use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, check_range, lock};
 
-/// Free, prepared blocks that are kept ahead of the allocator unless told otherwise: 32 MiB.
+/// Free, prepared blocks that are kept ahead of the allocator by default: 32 MiB.
 const AHEAD: u32 = 8192;
 
-/// A store in an unnamed file of a directory that its user chose. See the module's source for how space moves.
+/// A store in an unnamed file of a directory that its user chose. The module's source shows how space moves.
 #[derive(Debug)]
 pub struct FileStore {
     io: io::Io,
     capacity: u32,
     /// Blocks to keep prepared.
     ahead: u32,
-    /// Blocks that are prepared at first; then as many as there are.
+    /// Blocks that the first step prepares; later steps double the total.
     first_step: u32,
     /// Bytes to leave free on the disk (R39).
     keep_free: u64,
@@ -49,17 +49,17 @@ pub struct FileStore {
     upkeep: Mutex<upkeep::Upkeep>,
 }
 
-/// What the allocator knows. Taken by pageout: see the module.
+/// State of the allocator. Pageout takes its lock: see the module.
 #[derive(Debug)]
 struct Blocks {
     blist: Blist,
-    /// Blocks in the hands of others.
+    /// Blocks handed out.
     allocated: u32,
     /// Blocks below the frontier that are not on the disk; taken from `blist`.
     absent: u32,
-    /// The disk gave no more when last asked.
+    /// The disk refused more space when last asked.
     refused: bool,
-    /// Somebody was turned away since space was last prepared.
+    /// An allocation failed since space was last prepared.
     starved: bool,
 }
 
@@ -71,13 +71,13 @@ impl Blocks {
 }
 
 impl FileStore {
-    /// A store of up to `capacity_blocks` in an unnamed file in `dir`.
+    /// Creates a store of up to `capacity_blocks` in an unnamed file in `dir`.
     pub fn in_directory(dir: &Path, capacity_blocks: u32) -> Result<FileStore, StoreError> {
         Ok(Self::new(open::unnamed(dir)?, capacity_blocks, true))
     }
 
-    /// A store in a file at `path`, which must not exist unless `force` allows to destroy its contents. Its name
-    /// is gone on return.
+    /// Creates a store in an unnamed file in the directory of `path`. No file may exist at `path`, unless `force`
+    /// allows to remove it.
     pub fn at_path(path: &Path, capacity_blocks: u32, force: bool) -> Result<FileStore, StoreError> {
         Ok(Self::new(open::at_path(path, force)?, capacity_blocks, true))
     }
@@ -123,7 +123,7 @@ impl FileStore {
         self
     }
 
-    /// How the file is read and written. May go from direct to buffered at the first I/O.
+    /// The kind of I/O on the file. May change from direct to buffered at the first I/O.
     #[must_use]
     pub fn mode(&self) -> IoMode {
         self.io.mode()
@@ -134,7 +134,7 @@ impl FileStore {
     }
 }
 
-/// Blocks a file of this process may have. Beyond RLIMIT_FSIZE the kernel would send a signal, not an error.
+/// Most blocks of a file of this process. Beyond RLIMIT_FSIZE the kernel would send a signal, not an error.
 fn largest_file() -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
     limit.and_then(|bytes| u32::try_from(bytes / BLOCK as u64).ok()).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! Opening the file of a store: where, whether it may be there, and what to say when it may not.
+//! Opens the file of a store: checks its place, and says why a place will not do.
 
 use std::fs::File;
 use std::io;
@@ -9,30 +9,30 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-/// Why a store could not be opened. Each message says what failed, on what, and what to do.
+/// The reason why a store could not be opened. Each message says which operation failed, on which path, with a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing lies at the path, or its directory does not exist.
+    /// Nothing exists at the path, or its directory does not exist.
     #[error("no store at {}: no such file or directory; create the directory first", .0.display())]
     NoSuchPath(PathBuf),
-    /// A directory was needed.
+    /// The path is not a directory, and must be.
     #[error("no store in {}: it is not a directory; give a directory, or the path of a file to create", .0.display())]
     NotADirectory(PathBuf),
-    /// A file was needed, and there is something else.
+    /// The path is not a regular file, and must be.
     #[error("no store at {}: it is not a regular file; give a directory or the path of a file to create", .0.display())]
     NotAFile(PathBuf),
     /// The file exists, and was not to be overwritten.
     #[error("no store at {}: the file exists; give another path, or --force to destroy its contents", .0.display())]
     Exists(PathBuf),
-    /// The file exists and is another user's: its name and contents are not ours to destroy.
+    /// The file exists and belongs to another user: its name and contents are not ours to destroy.
     #[error("no store at {}: the file belongs to the user {}; give another path", .0.display(), .1)]
     NotYours(PathBuf, u32),
-    /// The file system takes no bytes of a file without a name.
+    /// The file system does not keep the bytes of a file without a name.
     #[error("no store at {}: its file system does not keep a file that has lost its name ({source}); choose another place", .path.display())]
     NotWithoutName {
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Access is denied.
@@ -44,18 +44,18 @@ pub enum StoreError {
     /// The disk has no room even for an empty file, or a quota is used up.
     #[error("no store at {}: no space or quota is left there; free some, or choose another place", .0.display())]
     NoSpace(PathBuf),
-    /// Anything else the system may say.
+    /// Any other error of the system.
     #[error("no store at {}: {source}; check the path and the state of its disk", .path.display())]
     Io {
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl StoreError {
-    /// The same of another path: of a directory, when a file in it was asked for.
+    /// The same error for `path`: the file asked for, when opening its directory failed.
     fn on(self, path: &Path) -> StoreError {
         let path = path.to_path_buf();
         match self {
@@ -82,29 +82,29 @@ impl StoreError {
     }
 }
 
-/// What a store would lie on, as far as it decides whether to allow it.
+/// The kind of file system under a store, as far as it decides if a store is allowed there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FsKind {
     /// tmpfs or ramfs: the store would take the memory it is there to save.
     Memory,
     /// A FUSE file system, perhaps one of ours.
     Fuse,
-    /// Anything else.
+    /// Any other.
     Other,
 }
 
-/// Where a store would lie.
+/// The place of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// What kind of file system it is.
+    /// The kind of file system.
     pub kind: FsKind,
-    /// Its `st_dev`: equal to that of a mount's root if the path lies on that mount, by whatever bind mount or
-    /// symlink it is reached (R14).
+    /// Its `st_dev`: equal to that of a mount's root if the path lies on that mount, also through a bind mount or
+    /// symlink (R14).
     pub device: u64,
 }
 
-/// Looks at where a store would lie: at `path` itself if it exists, or else at the directory it would be
-/// created in. Symlinks are followed.
+/// Examines the place of a store: `path` itself if it exists, or else the directory it would be created in.
+/// Symlinks are followed.
 pub fn check_location(path: &Path) -> Result<Location, StoreError> {
     let fail = |errno| StoreError::of(path, errno);
     let place = match rustix::fs::stat(path) {
@@ -139,12 +139,12 @@ fn flags() -> OFlags {
     OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW
 }
 
-/// An unnamed file in a directory, whose file system is seen to keep what is written to one.
+/// Creates an unnamed file in a directory, and checks that its file system keeps bytes written to it.
 pub(super) fn unnamed(dir: &Path) -> Result<File, StoreError> {
     checked(unnamed_in(&open_directory(dir)?, dir)?, dir)
 }
 
-/// Another one, where [`unnamed`] made one before.
+/// Creates another one, where [`unnamed`] created one before.
 pub(super) fn unnamed_again(dir: &Path) -> Result<File, StoreError> {
     unnamed_in(&open_directory(dir)?, dir)
 }
@@ -155,29 +155,29 @@ fn checked(file: File, path: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// A directory, held open: whatever happens to its path meanwhile, names are made and removed in this one.
+/// Opens a directory: names are made and removed in this one, even if its path changes meanwhile.
 fn open_directory(dir: &Path) -> Result<OwnedFd, StoreError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(dir, flags, Mode::empty()) {
-        // One that may be written to need not be one that may be read.
+        // A directory may be writable and not readable.
         Err(Errno::ACCESS) => rustix::fs::open(dir, flags | OFlags::PATH, Mode::empty()),
         opened => opened,
     }
     .map_err(|errno| StoreError::of(dir, errno))
 }
 
-/// An unnamed file in an open directory, which is called `name` in errors.
+/// Creates an unnamed file in an open directory, which is called `name` in errors.
 fn unnamed_in(dir: &OwnedFd, name: &Path) -> Result<File, StoreError> {
     let fail = |errno| StoreError::of(name, errno);
     match rustix::fs::openat(dir, ".", OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE, PRIVATE) {
         Ok(fd) => Ok(File::from(fd)),
-        // File systems that know no unnamed files say the one; kernels that know none, the other.
+        // OPNOTSUPP: the file system knows no unnamed files. ISDIR: the kernel knows none.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => briefly_named(dir).map_err(fail),
         Err(errno) => Err(fail(errno)),
     }
 }
 
-/// A file that has a name only while it is being opened.
+/// Creates a file that has a name only while it is being opened.
 fn briefly_named(dir: &OwnedFd) -> Result<File, Errno> {
     for attempt in 0u32..100 {
         let name = format!(".overspill-{:016x}", random_name(attempt));
@@ -193,7 +193,7 @@ fn briefly_named(dir: &OwnedFd) -> Result<File, Errno> {
     Err(Errno::EXIST)
 }
 
-/// Need not be secret: the file is created exclusively, and its name lasts an instant.
+/// The name need not be secret: the file is created exclusively, and its name lasts an instant.
 fn random_name(attempt: u32) -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let mut hasher = RandomState::new().build_hasher();
@@ -201,13 +201,13 @@ fn random_name(attempt: u32) -> u64 {
     hasher.finish()
 }
 
-/// Writes to a file without a name and reads it back: some file systems (libfuse's with `hard_remove`) let one be made and
-/// refuse every byte of it. Leaves the file empty.
+/// Writes to a file without a name and reads it back: some file systems (libfuse's with `hard_remove`) let one be
+/// created and refuse every byte of it. Leaves the file empty.
 fn check_without_name(file: &File) -> io::Result<()> {
     let written = [0x5a; crate::BLOCK];
     let mut read = [0; crate::BLOCK];
     match file.write_all_at(&written, 0) {
-        // A full disk is no reason: there may be room when it is needed.
+        // A full disk is no reason to refuse: there may be room when it is needed.
         Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
         result => {
             result?;
@@ -220,8 +220,8 @@ fn check_without_name(file: &File) -> io::Result<()> {
     file.set_len(0)
 }
 
-/// An unnamed file in the directory of `path`. What lies at `path` loses its name, if `force` allows it: it is never used
-/// itself, for it may have other names and be open elsewhere, and whoever has it would see what is spilled.
+/// Creates an unnamed file in the directory of `path`. With `force` a file at `path` loses its name. That file is never
+/// used itself: it may have other names and be open elsewhere, and its holders would see spilled data.
 pub(super) fn at_path(path: &Path, force: bool) -> Result<File, StoreError> {
     let fail = |errno| StoreError::of(path, errno);
     let Some(name) = path.file_name() else { return Err(StoreError::NotAFile(path.to_path_buf())) };
@@ -241,11 +241,11 @@ pub(super) fn at_path(path: &Path, force: bool) -> Result<File, StoreError> {
     checked(unnamed_in(&dir, path)?, path)
 }
 
-/// Whether the file system says that it does direct I/O in our units on this file.
+/// Returns false if the file system says that it does no direct I/O in our units on this file.
 pub(super) fn direct_is_offered(file: &File) -> bool {
     let statfs = rustix::fs::fstatfs(file);
     if statfs.is_ok_and(|s| kind_of(&s) == FsKind::Memory) {
-        // tmpfs accepts the flag, and goes through the page cache, which is all it has.
+        // tmpfs accepts the flag, and goes through the page cache, which is all that it has.
         return false;
     }
     let mask = rustix::fs::StatxFlags::DIOALIGN;
@@ -253,12 +253,12 @@ pub(super) fn direct_is_offered(file: &File) -> bool {
         Ok(s) if s.stx_mask & mask.bits() != 0 => {
             (1..=4096).contains(&s.stx_dio_mem_align) && (1..=4096).contains(&s.stx_dio_offset_align)
         }
-        // Not told: the flag itself, and the first write, will say.
+        // Unknown: the flag itself, and the first write, will tell.
         _ => true,
     }
 }
 
-/// Switches direct I/O on or off. False if the file system refuses.
+/// Switches direct I/O on or off. Returns false if the file system refuses.
 pub(super) fn set_direct(file: &File, on: bool) -> bool {
     let Ok(mut flags) = rustix::fs::fcntl_getfl(file) else { return false };
     flags.set(OFlags::DIRECT, on);
@@ -269,7 +269,7 @@ pub(super) fn set_direct(file: &File, on: bool) -> bool {
 mod tests {
     use super::*;
 
-    /// libfuse's `hard_remove` lets a file be made and lose its name, and then refuses every byte of it.
+    /// libfuse's `hard_remove` lets a file be created and lose its name, and then refuses every byte of it.
     #[test]
     fn a_file_that_takes_no_bytes_is_no_store() {
         let sealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();

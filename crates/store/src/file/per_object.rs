@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   block     window (4096 blocks) | block in it         windows are numbers only: they cost nothing on the disk
-//!   window ─► file, and which of its windows it is ─► block of the file ─► FileStore: allocator, upkeep, I/O
+//!   window ─► file and window in it ─► block of the file ─► FileStore: allocator, upkeep, I/O
 //! ```
 //!
 //! - What an owner leaves behind goes back to the disk at once, by closing its file: no holes are punched.
@@ -23,57 +23,57 @@ use crate::{AllocError, BLOCK, Backend, Run, Space, Usage, lock};
 /// Blocks of a window: no run of a [`FileStore`] crosses from one into the next.
 const WINDOW: u64 = SEGMENT as u64;
 
-/// Blocks that a file is given first: most objects are small. Then as many as it has.
+/// Blocks that a file is given first, since most objects are small. Later steps double it.
 const FIRST_STEP: u32 = 8;
 
-/// Steps from the first to what the longest run needs.
+/// Steps from the first to the size that the longest run needs.
 const STEPS: u32 = 8;
 
-/// Open files that are left to the rest of the process.
+/// Open files left to the rest of the process.
 const SPARE: u64 = 128;
 
-/// How many owners' wants are remembered until the next upkeep; the others ask again.
+/// Most owners whose requests are remembered until the next upkeep; others ask again.
 const WANTS: usize = 64;
 
-/// Files that are looked after in one call where there is no pressure.
+/// Files that one sweep visits.
 const SWEEP: usize = 256;
 
-/// Who shares a file because none of his own can be had.
+/// The owner of the file shared by owners that cannot have one.
 const EVERYBODY: u32 = u32::MAX;
 
-/// A file for each owner.
+/// A store with a file for each owner.
 #[derive(Debug)]
 pub struct PerObjectStore {
     dir: PathBuf,
-    /// Files, at most.
+    /// Most files.
     most: usize,
     capacity: u32,
     keep_free: u64,
     files: RwLock<Files>,
-    /// Owners that want space, and how many blocks. Its memory is there from the start.
+    /// Owners that want space, and how many blocks. Allocated in full at the start.
     wants: Mutex<Vec<(u32, u32)>>,
     upkeep: Mutex<Upkeep>,
-    /// No more files could be had when one was last wanted: who has none shares the first.
+    /// No more files could be opened when one was last wanted: owners without a file share the first.
     full: AtomicBool,
-    /// Blocks handed out, and blocks on the disk, of all files.
+    /// Of all files: blocks handed out, and blocks on the disk.
     allocated: AtomicU64,
     backed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Upkeep {
-    /// Where the next sweep begins.
+    /// Position at which the next sweep begins.
     next: usize,
-    /// It was said that files are shared.
+    /// The log says already that files are shared.
     told: bool,
 }
 
 #[derive(Debug, Default)]
 struct Files {
     of: HashMap<u32, Arc<OwnFile>>,
-    /// By number of the window.
+    /// Indexed by window number.
     windows: Vec<Option<(Arc<OwnFile>, u32)>>,
-    /// Numbers that are free again.
+    /// Window numbers that are free again.
     free: Vec<u32>,
 }
 
@@ -82,7 +82,7 @@ struct Files {
 struct OwnFile {
     owner: u32,
     store: FileStore,
-    /// The window that each of its own is. Changed with the files locked for writing.
+    /// The number of each of the file's windows. Changed with the files locked for writing.
     windows: RwLock<Vec<u32>>,
 }
 
@@ -105,7 +105,7 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl OwnFile {
-    /// The number by which others know a run of this file.
+    /// Converts a run of this file to the block numbers of the whole store.
     fn outer(&self, run: Run) -> Run {
         let window = read(&self.windows)[(run.start / WINDOW) as usize];
         Run { start: u64::from(window) * WINDOW + run.start % WINDOW, ..run }
@@ -113,14 +113,14 @@ impl OwnFile {
 }
 
 impl PerObjectStore {
-    /// Bytes of memory that a file takes: the allocator's nodes, most of it.
+    /// Bytes of memory that a file takes, most of it for the allocator's nodes.
     pub const FILE_COST: usize = 5 << 10;
 
-    /// Files of up to `capacity_blocks` altogether in `dir`, at most `most` of them: each takes [`PerObjectStore::FILE_COST`]
-    /// of memory, and one of the files that the process may have open.
+    /// Creates a store of up to `capacity_blocks` in `dir`, in at most `most` files: each takes
+    /// [`PerObjectStore::FILE_COST`] of memory, and one of the files that the process may have open.
     ///
     /// # Errors
-    /// When files cannot be made there.
+    /// If files cannot be created there.
     pub fn in_directory(dir: &Path, capacity_blocks: u32, most: usize) -> Result<PerObjectStore, StoreError> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let open = limit.and_then(|files| usize::try_from(files.saturating_sub(SPARE)).ok());
@@ -136,7 +136,7 @@ impl PerObjectStore {
             allocated: AtomicU64::new(0),
             backed: AtomicU64::new(0),
         };
-        // The first file: there to be shared, and to say now what cannot be had.
+        // The first file is the shared one. Creating it now reports errors of the directory.
         let file = FileStore::new(open::unnamed(dir)?, capacity_blocks, true);
         store.add(EVERYBODY, file.ahead(0));
         Ok(store)
@@ -149,13 +149,13 @@ impl PerObjectStore {
         self
     }
 
-    /// How the files are read and written.
+    /// The kind of I/O on the files.
     #[must_use]
     pub fn mode(&self) -> IoMode {
         self.file_of(EVERYBODY).map_or(IoMode::Direct, |file| file.store.mode())
     }
 
-    /// How many files there are.
+    /// Number of files.
     #[must_use]
     pub fn files(&self) -> usize {
         read(&self.files).of.len()
@@ -184,7 +184,7 @@ impl PerObjectStore {
         }
     }
 
-    /// The file of an owner that wants space; made, if it has none.
+    /// Returns the file of an owner that wants space, creating it if there is none; the shared file if that fails.
     fn provide(&self, upkeep: &mut Upkeep, owner: u32) -> Option<Arc<OwnFile>> {
         if let Some(file) = self.file_of(owner) {
             return Some(file);
@@ -206,7 +206,7 @@ impl PerObjectStore {
         }
     }
 
-    /// Has windows for all the space that the next step may prepare.
+    /// Adds windows for all the space that the next step may prepare. Returns false if numbers run out.
     fn open_windows(&self, file: &Arc<OwnFile>) -> bool {
         let wanted = u64::from(file.store.prepared()) / WINDOW + 2;
         let mut files = write(&self.files);
@@ -235,7 +235,7 @@ impl PerObjectStore {
         more
     }
 
-    /// Closes a file in which nothing is left: its space is the disk's again.
+    /// Closes a file that holds no run: its space returns to the disk.
     fn close_if_empty(&self, file: &Arc<OwnFile>) {
         let mut files = write(&self.files);
         if file.owner == EVERYBODY || file.store.usage_of_blocks() > 0 {
@@ -252,7 +252,8 @@ impl PerObjectStore {
         self.backed.fetch_sub(u64::from(file.store.backed()), Ordering::Relaxed);
     }
 
-    /// Looks after some files, the next ones each time.
+    /// Closes empty files and, without pressure, maintains the others, some per call. Returns true if there is more to
+    /// do.
     fn sweep(&self, upkeep: &mut Upkeep, pressure: bool) -> bool {
         let some: Vec<Arc<OwnFile>> = {
             let files = read(&self.files);
@@ -315,7 +316,7 @@ impl Space for PerObjectStore {
             list.clear();
             count
         };
-        // Without pressure nothing is prepared: who still wants something says so again.
+        // Without pressure no space is prepared: owners that still want some ask again.
         let wants = if pressure { &wants[..count] } else { &[] };
         for (owner, wanted) in wants {
             let Some(file) = self.provide(&mut upkeep, *owner) else { continue };
@@ -329,7 +330,7 @@ impl Space for PerObjectStore {
                 }
             }
             if file.owner != EVERYBODY && file.store.prepared() == 0 {
-                // No numbers, or no space, are left: it shares, or hears that all is full.
+                // No window numbers, or no space, are left: the owner shares a file, or gets `Full`.
                 self.close_if_empty(&file);
                 self.full.store(true, Ordering::Relaxed);
             }
@@ -380,7 +381,7 @@ impl FileStore {
         lock(&self.space).blist.prepared()
     }
 
-    /// Blocks that it has on the disk.
+    /// Blocks that the file has on the disk.
     fn backed(&self) -> u32 {
         let space = lock(&self.space);
         space.blist.prepared() - space.absent
@@ -396,7 +397,7 @@ impl FileStore {
 
     fn is_nearly_out(&self) -> bool {
         let space = lock(&self.space);
-        // Small files are mostly as long as they will ever be.
+        // A small file mostly has its final size already.
         space.allocated > GROUP && space.can_grow() && space.blist.free_blocks() < GROUP
     }
 }

@@ -1,5 +1,5 @@
-//! Keeping disk space ahead of the allocator, and giving it back behind it: all that may make the host file
-//! system allocate, journal or wait, and so must not happen in pageout.
+//! Prepares disk space ahead of the allocator, and returns it behind: all work that may make the host file system
+//! allocate, journal or wait, and so must not happen in pageout.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::FileStore;
 use crate::blist::{GROUP, SEGMENT, Stock};
 use crate::{BLOCK, Run, lock};
 
-/// Blocks asked of the disk at once: 16 MiB.
+/// Blocks requested from the disk at once: 16 MiB.
 const STEP: u32 = SEGMENT;
 
-/// Blocks given back to the disk at once, at most: 64 MiB. One such piece a call, because a punch keeps others
+/// Most blocks returned to the disk at once: 64 MiB. One such piece per call, because a punch keeps other threads
 /// from the file and fills the file system's journal.
 const PIECE: u32 = 16_384;
 
@@ -24,7 +24,7 @@ pub(super) struct Upkeep {
     absent: BTreeMap<u64, u32>,
     /// The file system has no fallocate: space cannot be prepared, only promised.
     cannot_prepare: bool,
-    /// It has no holes either: the file keeps what it has until it goes.
+    /// The file system cannot punch holes either: the file keeps its space until it is closed.
     cannot_punch: bool,
 }
 
@@ -41,7 +41,7 @@ impl Upkeep {
         self.absent.insert(run.start, run.blocks);
     }
 
-    /// Removes a front part of the first stretch.
+    /// Removes a run from the front of the stretch that begins with it.
     fn remove_front(&mut self, run: Run) {
         if let Some(blocks) = self.absent.remove(&run.start)
             && blocks > run.blocks
@@ -52,14 +52,14 @@ impl Upkeep {
 }
 
 impl FileStore {
-    /// Whether more space should be prepared, as far as anyone can tell before asking the disk.
+    /// Returns true if more space should be prepared, as far as can be told without asking the disk.
     pub(super) fn wants_more(&self) -> bool {
         let space = lock(&self.space);
         let room = space.absent > 0 || space.blist.prepared() < self.capacity;
         room && (space.starved || space.blist.free_blocks() < self.ahead)
     }
 
-    /// Free blocks that only take up the disk.
+    /// Returns how many free blocks only take up the disk.
     pub(super) fn surplus(&self, pressure: bool) -> u32 {
         let space = lock(&self.space);
         let keep = match (pressure, space.allocated) {
@@ -70,13 +70,13 @@ impl FileStore {
         (space.blist.whole_groups() * GROUP).saturating_sub(keep) / GROUP * GROUP
     }
 
-    /// Bytes the disk would give to this process.
+    /// Bytes that the disk would give to this process.
     pub(super) fn disk_free(&self) -> u64 {
         rustix::fs::fstatvfs(&self.io.file).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
     }
 
-    /// Prepares the next step of space: punched space that lies lowest, else what follows the frontier. False,
-    /// and remembered, if the disk refuses even a group.
+    /// Prepares the next step of space: the lowest punched space, or else the space behind the frontier. Returns false,
+    /// and remembers it, if the disk refuses even a group.
     pub(super) fn grow(&self, upkeep: &mut Upkeep) -> bool {
         let (frontier, punched) = (lock(&self.space).blist.prepared(), upkeep.absent.first_key_value());
         let (start, room) = match punched {
@@ -109,7 +109,7 @@ impl FileStore {
         true
     }
 
-    /// Has the disk back these blocks.
+    /// Makes the disk back these blocks. Returns false if it refuses.
     fn back(&self, upkeep: &mut Upkeep, run: Run) -> bool {
         let (offset, len) = (Self::offset(run.start), u64::from(run.blocks) * BLOCK as u64);
         if self.disk_free() < self.keep_free.saturating_add(len) {
@@ -128,7 +128,7 @@ impl FileStore {
                     if !matches!(errno, Errno::NOSPC | Errno::FBIG | Errno::DQUOT) {
                         tracing::warn!(error = %errno, "cannot preallocate space of the store");
                     }
-                    // It may have got part of the way.
+                    // It may have succeeded for a part.
                     self.punch(offset, len).ok();
                     return false;
                 }
@@ -138,7 +138,7 @@ impl FileStore {
         size >= offset + len || retry(|| rustix::fs::ftruncate(&self.io.file, offset + len)).is_ok()
     }
 
-    /// Gives one piece of surplus space back to the disk. Returns whether there is another.
+    /// Gives one piece of surplus space back to the disk. Returns true if there is another.
     pub(super) fn give_back(&self, upkeep: &mut Upkeep, pressure: bool) -> bool {
         if upkeep.cannot_punch {
             return false;
@@ -186,7 +186,7 @@ impl FileStore {
             piece = Some(Run { start: part.start, blocks: blocks + piece.map_or(0, |p| p.blocks) });
         }
         if piece.is_some() {
-            // Whoever was turned away would not be now: there are whole groups, even too many.
+            // The allocation that failed would not fail now: there are whole groups, even too many.
             space.starved = false;
         }
         piece

@@ -1,20 +1,20 @@
-//! What the tests of stores share.
+//! Helpers of the tests of stores.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use overspill_store::{AllocError, BLOCK, Run, Store};
 use overspill_sys::AlignedBuf;
 
-/// A directory on a real disk where there is one: beside the build, not in a /tmp that may be a tmpfs.
+/// A directory on a real disk if there is one: beside the build, not in a /tmp that may be a tmpfs.
 pub(crate) fn disk_dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Allocates as a pager does: prepares when told to.
+/// Allocates as a pager does: maintains the store when it is not ready.
 pub(crate) fn allocate(store: &dyn Store, min: u32, max: u32) -> Result<Run, AllocError> {
     allocate_for(store, None, min, max)
 }
 
-/// The same for an owner, or for nobody.
+/// The same for an owner, or for none.
 pub(crate) fn allocate_for(
     store: &dyn Store,
     owner: Option<u32>,
@@ -44,7 +44,7 @@ pub(crate) fn pattern(run: Run, owner: u64) -> AlignedBuf {
     buf
 }
 
-/// Whether the store holds just what `pattern` says.
+/// Returns true if the store holds exactly the bytes of `pattern`.
 pub(crate) fn holds(store: &dyn Store, run: Run, owner: u64) -> bool {
     let mut buf = AlignedBuf::new(run.blocks as usize * BLOCK);
     store.read(run.start, &mut buf).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests share: a VM of a given number of frames, a store in memory, a clock that ticks when asked.
+//! Helpers of the tests: a VM of a given number of frames, a store in memory, a clock that ticks when it is read.
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use overspill_vm::{PAGE, Pager, VmConfig, testing};
 pub(crate) const ROOT: u64 = overspill_tmpfs::ROOT_INO;
 pub(crate) const ME: Caller = Caller { uid: 1000, gid: 1000, privileged: false };
 
-/// Blocks in memory, with a first-fit allocator and a switch that damages what is read.
+/// Blocks in memory, with a first-fit allocator and a switch that damages reads.
 pub(crate) struct MemStore {
     blocks: Mutex<Blocks>,
     pub(crate) damage: AtomicBool,
@@ -97,7 +97,7 @@ pub(crate) fn vm(frames: usize) -> Pager {
     vm_on(frames, MemStore::new(8192))
 }
 
-/// Time in seconds that moves by one each time somebody looks.
+/// A clock in seconds that advances by one each time it is read.
 pub(crate) struct Ticks(AtomicI64);
 
 impl Clock for Ticks {
@@ -156,7 +156,7 @@ pub(crate) fn fs() -> Fs {
     fs_on(&vm(4096), 4096)
 }
 
-/// Bytes that do not shrink.
+/// Incompressible bytes.
 pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 1_u64;
     std::iter::repeat_with(|| {
@@ -167,7 +167,7 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     .collect()
 }
 
-// The waiting operations, driven to their end in place.
+// The waiting operations, driven to completion in place.
 
 pub(crate) fn read(fs: &Fs, ino: u64, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
     let mut buf = vec![0xEE; len];
