@@ -8,7 +8,7 @@
 //!   Layout::Listed   n lengths (u16, little endian) | bytes of page 0 | bytes of page 1 | …
 //! ```
 //!
-//! - A reader of one page reads and unpacks one strip. Measured (ARCHITECTURE.md): strips of 16 KiB pack a tenth worse
+//! - A reader of one page reads and unpacks one strip. Measured (docs/MEASURED.md): strips of 16 KiB pack a tenth worse
 //!   than 64 KiB and unpack in a quarter of the time.
 //! - Short pages take less (R25). Where the list of lengths would cost more than it saves, the pages are laid
 //!   out full: a page then comes back 4096 bytes long, zeros behind what was given. So a page comes back **at
