@@ -9,6 +9,8 @@ mod run;
 mod sim;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod tidy_graph;
 
 use std::process::ExitCode;
 
