@@ -149,9 +149,17 @@ fn no_files_import_each_other_in_a_circle() {
 
 #[test]
 fn a_circle_is_found() {
-    let files = [("a", "use crate::b::Thing;"), ("b", "use super::{c::X, d};"), ("c", "use crate::{a::Y, d};"), ("d", "")];
+    let files = [
+        ("a", "use crate::b::Thing;"),
+        ("b", "use super::{c::X, d};"),
+        ("c", "use crate::{a::Y, d};"),
+        ("d", ""),
+    ];
     let files: Modules = files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
-    assert_eq!(circle(&imports(&files)), Some(["c", "b", "a"].map(str::to_owned).into_iter().rev().collect()));
+    assert_eq!(
+        circle(&imports(&files)),
+        Some(["c", "b", "a"].map(str::to_owned).into_iter().rev().collect())
+    );
     let files = files.into_iter().filter(|(name, _)| name != "a").collect();
     assert_eq!(circle(&imports(&files)), None);
 }

@@ -12,8 +12,9 @@ use overspill_vm::{Account, Vm, VmError};
 use crate::dir::{ENTRY_COST, Name};
 use crate::error::FsError;
 use crate::inode::{Birth, Inode, Node};
+use crate::slots::Slots;
 use crate::sync::lock;
-use crate::table::{Slots, Table};
+use crate::table::Table;
 use crate::types::{Attr, Caller, Clock, FileKind, FsStats, Orphans, RenameMode, SET_GID, StatFs, Timestamp};
 use crate::{NAME_MAX, ROOT_INO};
 

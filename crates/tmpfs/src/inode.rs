@@ -13,8 +13,8 @@ use overspill_vm::{Charge, Object};
 use crate::dir::Dir;
 use crate::error::FsError;
 use crate::lost::Lost;
+use crate::slots::Slot;
 use crate::sync::lock;
-use crate::table::Slot;
 use crate::types::{Attr, FileKind, GROUP_EXEC, MODE_BITS, SET_GID, SET_UID, StaleAttributes, Timestamp};
 
 /// Amount by which each entry grows a directory's size.

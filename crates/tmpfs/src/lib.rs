@@ -23,6 +23,7 @@ mod inode;
 mod lost;
 mod namei;
 mod rename;
+mod slots;
 mod sync;
 mod table;
 mod trie;

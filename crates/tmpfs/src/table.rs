@@ -4,8 +4,7 @@
 //! are handed out in order, so shards and the branches of their tries fill evenly.
 
 use std::array;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::RwLock;
 
 use overspill_slab::Ref;
 
@@ -41,41 +40,5 @@ impl Table {
 
     pub(crate) fn remove(&self, ino: u64) -> Option<Ref<Inode>> {
         write(self.shard(ino)).remove(ino / SHARDS as u64, |inode| inode.ino == ino)
-    }
-}
-
-/// The number of inodes, and its limit.
-#[derive(Debug)]
-pub(crate) struct Slots {
-    used: AtomicU64,
-    limit: u64,
-}
-
-/// One inode's place in the count; returned on drop.
-#[derive(Debug)]
-pub(crate) struct Slot(Arc<Slots>);
-
-impl Slots {
-    pub(crate) fn new(limit: u64) -> Arc<Slots> {
-        Arc::new(Slots { used: AtomicU64::new(0), limit })
-    }
-
-    pub(crate) fn take(self: &Arc<Slots>) -> Option<Slot> {
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                (used < self.limit).then_some(used + 1)
-            })
-            .ok()
-            .map(|_| Slot(self.clone()))
-    }
-
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -6,8 +6,8 @@ use overspill_sys::Frame;
 
 use super::queue::NOT_QUEUED;
 use super::records::{Chunk, Compressed, Memory, Payload};
-use crate::VmError;
 use crate::budget::Budget;
+use crate::error::VmError;
 use crate::page::PAGE;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;

@@ -7,8 +7,8 @@ use overspill_slab::{Ref, RefReserve, WeakRef};
 use overspill_store::BLOCK;
 use overspill_sys::AlignedBuf;
 
-use crate::VmError;
 use crate::budget::Budget;
+use crate::error::VmError;
 use crate::memory::backing::RunGuard;
 use crate::memory::chunk::ChunkHandle as _;
 use crate::memory::compressed::Turn;
