@@ -108,7 +108,7 @@ pub(crate) fn run_upkeep(pager: &Pager, wakeups: &Wakeups, memory: Option<usize>
 mod tests {
     use super::*;
     use overspill_store::MemStore;
-    use overspill_vm::VmConfig;
+    use overspill_vm::{Account, Allowance, PAGE, Step, VmConfig};
 
     /// Pageout waits for an answer: it hears of it, once for each question.
     #[test]
@@ -116,6 +116,12 @@ mod tests {
         let store = Arc::new(MemStore::unprepared(1 << 16));
         let pager = Pager::new(&VmConfig::new(4 << 20), vec![store.clone()]).unwrap();
         let wakeups = Wakeups::new();
+        let object = pager.object(&Account::new(1 << 10));
+        let writing = object.write(0, &[7; PAGE], Allowance::Normal);
+        overspill_vm::testing::block_on(&pager, writing).unwrap();
+        pager.set_eager(true);
+        let mut steps = std::iter::repeat_with(|| pager.pageout()).take(100);
+        assert!(steps.any(|step| step == Step::AwaitStore), "pageout never asks for space");
         assert!(!answers_pageout(&pager, &wakeups) && !wakeups.pageout.becomes_set(Duration::ZERO));
         wakeups.ask_for_space();
         assert!(wakeups.upkeep.becomes_set(Duration::ZERO), "nobody told upkeep");

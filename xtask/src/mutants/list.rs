@@ -44,10 +44,8 @@ impl Suite {
             Suite::Vm => test(&["overspill-vm", "--lib", "--tests"], &[]),
             Suite::VmModel => test(&["overspill-vm", "--features", "shuttle", "--test", "shuttle"], &[]),
             Suite::Store => test(&["overspill-store", "--lib", "--tests"], &[]),
-            Suite::Driver => test(&["overspill", "--lib", "--tests"], &[]),
-            Suite::DriverModel => {
-                test(&["overspill", "--features", "shuttle", "--lib"], &["driver::wake::model"])
-            }
+            Suite::Driver => test(&["overspill-runtime", "--lib", "--tests"], &[]),
+            Suite::DriverModel => test(&["overspill-runtime", "--features", "shuttle", "--lib"], &["model"]),
             Suite::ParkModel => test(&["overspill-fuse", "--features", "shuttle", "--lib"], &["park::model"]),
         }
     }
@@ -89,19 +87,30 @@ const fn fault(
     Fault { kind, name, file, from, to }
 }
 
-const ACCOUNT: &str = "crates/vm/src/object.rs";
-const BATCH: &str = "crates/vm/src/batch.rs";
+const SEGMENT: &str = "crates/vm/src/memory/segment.rs";
+const BATCH: &str = "crates/vm/src/pageout/batch.rs";
 const BUDGET: &str = "crates/vm/src/budget.rs";
-const CHUNK: &str = "crates/vm/src/chunk.rs";
-const COMPACT: &str = "crates/vm/src/compact.rs";
-const EXTENT: &str = "crates/vm/src/extent.rs";
-const FETCH: &str = "crates/vm/src/fetch.rs";
-const HEALTH: &str = "crates/vm/src/health.rs";
-const PAGEOUT: &str = "crates/vm/src/pageout.rs";
-const TIER: &str = "crates/vm/src/tier.rs";
-const VM: &str = "crates/vm/src/vm.rs";
+const CHUNK: &str = "crates/vm/src/memory/chunk.rs";
+const COMPACT: &str = "crates/vm/src/pageout/compact.rs";
+const COMPRESSED: &str = "crates/vm/src/memory/compressed.rs";
+const DAEMON: &str = "crates/vm/src/pageout/daemon.rs";
+const EVICT: &str = "crates/vm/src/pageout/evict.rs";
+const EXTENT: &str = "crates/vm/src/memory/extent.rs";
+const FETCH: &str = "crates/vm/src/pagein/fetch.rs";
+const GROUND: &str = "crates/vm/src/memory/ground.rs";
+const HEALTH: &str = "crates/vm/src/memory/health.rs";
+const HERE: &str = "crates/runtime/src/here.rs";
+const LOOK: &str = "crates/vm/src/object/read.rs";
+const PAGER: &str = "crates/vm/src/pager.rs";
 const PARK: &str = "crates/fuse/src/park.rs";
-const WAKE: &str = "crates/overspill/src/driver/wake.rs";
+const REVOKE: &str = "crates/vm/src/revoke.rs";
+const SERVICE: &str = "crates/vm/src/pagein/service.rs";
+const SLOTS: &str = "crates/vm/src/pagein/slots.rs";
+const STATE: &str = "crates/vm/src/memory/state.rs";
+const PAGEOUT_STATE: &str = "crates/vm/src/pageout/state.rs";
+const WAKE: &str = "crates/runtime/src/wake.rs";
+const WRITE: &str = "crates/vm/src/object/write.rs";
+const WRITE_OUT: &str = "crates/vm/src/pageout/write_out.rs";
 
 /// All of them.
 pub(super) const FAULTS: &[Fault] = &[
@@ -109,42 +118,42 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "free",
         "discarded pages stay charged to their account",
-        ACCOUNT,
+        WRITE,
         "        chunk.account().uncharge(count);\n",
         "",
     ),
     fault(
         "charge",
         "credit that was not used is not returned",
-        ACCOUNT,
+        WRITE,
         "            chunk.account().uncharge(credit);\n            result",
         "            result",
     ),
     fault(
         "free",
         "blocks of a dead extent are never freed",
-        EXTENT,
-        "            self.space.free(run);\n        }\n    }\n}\n\nfn blocks_of",
-        "        }\n    }\n}\n\nfn blocks_of",
+        SEGMENT,
+        "            self.backing.free(run);\n",
+        "",
     ),
     fault(
         "charge",
         "a cluster that replaces another is counted beside it",
-        TIER,
-        "            self.count_out(held);\n            std::mem::replace",
+        COMPRESSED,
+        "            self.count_out(payload);\n            std::mem::replace",
         "            std::mem::replace",
     ),
     fault(
         "charge",
         "the last metadata of a chunk is not taken off",
         CHUNK,
-        "        self.shared.budget.uncharge_metadata(CHUNK_COST);\n",
-        "        self.shared.budget.uncharge_metadata(CHUNK_COST - 1);\n",
+        "        self.memory.budget.uncharge_metadata(CHUNK_COST);\n",
+        "        self.memory.budget.uncharge_metadata(CHUNK_COST - 1);\n",
     ),
     fault(
         "free",
         "a fetch buffer goes to nobody who waits for one",
-        FETCH,
+        SLOTS,
         "            match inner.1.pop_front() {",
         "            match inner.1.pop_front().filter(|_| false) {",
     ),
@@ -152,64 +161,64 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "version",
         "strips of another cluster pass for the page's",
-        ACCOUNT,
-        "cluster.filter(|cluster| cluster.is_of(extent));\n                    match",
-        "cluster;\n                    match",
+        LOOK,
+        "match here.filter(|base| base.origin.is_extent(extent)) {",
+        "match here {",
     ),
     fault(
         "version",
         "an old version comes back when its write ends",
-        CHUNK,
-        "        let live = self.writing & set;\n        self.writing &= !set;\n        if live != 0 {",
-        "        let live = self.resident & set;\n        self.writing &= !set;\n        if live != 0 {",
+        STATE,
+        "        let live = self.writing() & set;\n",
+        "        let live = self.resident() & set;\n",
     ),
     fault(
         "version",
         "two clusters of a chunk are under way at once",
-        PAGEOUT,
+        EVICT,
         "!chunk.is_owned() || state.is_going_out() || state.resident() == 0",
         "!chunk.is_owned() || state.resident() == 0",
     ),
     fault(
         "version",
         "a page written anew keeps its old slot",
-        CHUNK,
-        "        self.lost &= !bit;\n        self.forget_slots(bit);\n",
-        "        self.lost &= !bit;\n",
+        STATE,
+        "        self.states.set(bit, State::Dirty);\n        self.forget_slots(bit);\n",
+        "        self.states.set(bit, State::Dirty);\n",
     ),
     fault(
         "version",
         "a fork takes pages under way for clean",
         CHUNK,
-        "        to.dirty = from.dirty | from.writing;",
-        "        to.dirty = from.dirty;",
+        "        to.states.set(from.states.all(State::Writing), State::Dirty);\n",
+        "        to.states.set(from.states.all(State::Writing), State::Clean);\n",
     ),
     fault(
         "version",
         "a write goes to a chunk that a fork shows too",
-        "crates/vm/src/tree.rs",
+        "crates/vm/src/object/tree.rs",
         "                    return chunks[index(chunk, 0)].as_ref().filter(|found| found.is_unshared());",
         "                    return chunks[index(chunk, 0)].as_ref();",
     ),
     fault(
         "version",
         "pages whose write failed are taken for written",
-        CHUNK,
-        "        self.dirty |= self.writing & set;\n        self.writing &= !set;\n    }",
-        "        self.writing &= !set;\n    }",
+        STATE,
+        "        self.states.set(self.writing() & set, State::Dirty);\n",
+        "        self.states.set(self.writing() & set, State::Clean);\n",
     ),
     fault(
         "version",
         "pages of zeros become absent",
-        CHUNK,
-        "        self.zero |= zeros;\n        freed",
-        "        freed",
+        STATE,
+        "        self.states.set(zeros, State::Zero);\n",
+        "",
     ),
     fault(
         "version",
         "a cluster that could not leave counts as leaving",
-        TIER,
-        "            held.going_out = false;\n",
+        COMPRESSED,
+        "            payload.going_out = false;\n",
         "",
     ),
     // Places.
@@ -239,14 +248,14 @@ pub(super) const FAULTS: &[Fault] = &[
         "count",
         "pages that die in a cluster are not counted",
         EXTENT,
-        "            1 => self.bury(&place, self.encoded.pages() - left.count_ones() as usize),",
+        "            1 => self.bury(&location, self.encoded.pages() - left.count_ones() as usize),",
         "            1 => {}",
     ),
     fault(
         "count",
         "pages that both of two forks gave up are not counted",
         EXTENT,
-        "                self.bury(&place, self.dead() + (pages & before).count_ones() as usize);\n",
+        "                self.bury(&location, self.dead() + (pages & before).count_ones() as usize);\n",
         "",
     ),
     fault(
@@ -259,14 +268,14 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "damage",
         "a damaged strip takes its neighbours along",
-        CHUNK,
+        STATE,
         "|set, cluster| set | cluster.live) & extent.pages_of(strip);",
         "|set, cluster| set | cluster.live) | (extent.pages_of(strip) & 0);",
     ),
     fault(
         "damage",
         "damage is believed at once",
-        FETCH,
+        SERVICE,
         "        let mut pauses = PAUSES.into_iter();",
         "        let mut pauses = PAUSES.into_iter().take(0);",
     ),
@@ -280,16 +289,59 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "refusal",
         "waiters are refused while a helper holds the last pages",
-        PAGEOUT,
-        "        (self.helping.load(Ordering::Acquire) == 0).then_some((made, helped))",
-        "        Some((made, helped - helped))",
+        PAGEOUT_STATE,
+        "        (self.helping.load(Ordering::Acquire) == 0).then_some(Quiet { reservations, turns })",
+        "        Some(Quiet { reservations, turns: turns - turns })",
     ),
     fault(
         "refusal",
         "an object without space keeps its turn",
         BATCH,
-        "Tier::stays(&extent, Turn::Last)",
-        "Tier::stays(&extent, Turn::First)",
+        "memory.compressed.stays(&extent, Turn::Last)",
+        "memory.compressed.stays(&extent, Turn::First)",
+    ),
+    // Several stores, sources, leases.
+    fault(
+        "place",
+        "a read goes to the first store whatever its place",
+        EXTENT,
+        "            start: Place { store: segment.backing.id,",
+        "            start: Place { store: StoreId(0),",
+    ),
+    fault(
+        "version",
+        "an untouched chunk of a source is taken for a hole",
+        WRITE,
+        "                None => self.sourced(piece.chunk) & 1 << page != 0,",
+        "                None => false,",
+    ),
+    fault(
+        "version",
+        "a chunk that is made new forgets its source",
+        "crates/vm/src/object/mod.rs",
+        "                chunk.lock().begin_sourced(self.sourced(number));\n",
+        "",
+    ),
+    fault(
+        "free",
+        "a run that must be freed whole is freed in parts",
+        SEGMENT,
+        "        if !self.frees_parts() {",
+        "        if !self.frees_parts() && is_last {",
+    ),
+    fault(
+        "refusal",
+        "memory on lease is not asked for before waiters are refused",
+        REVOKE,
+        "                lease.lessee.revoke(part);\n",
+        "",
+    ),
+    fault(
+        "charge",
+        "memory given back from a lease stays charged",
+        "crates/vm/src/lease.rs",
+        "        self.budget.end_lease(given);\n",
+        "        let _ = given;\n",
     ),
     // Wake-ups of the VM.
     fault(
@@ -313,8 +365,27 @@ pub(super) const FAULTS: &[Fault] = &[
         "        if self.budget.has_waiters() {\n            self.budget.kick_if_short();\n        }",
         "",
     ),
-    fault("wake-up", "nobody is told of a read", VM, "                self.signals().reads_ready();\n", ""),
-    fault("wake-up", "nobody is told of a write", PAGEOUT, "        shared.signals().writes_ready();\n", ""),
+    fault(
+        "wake-up",
+        "nobody is told of a read",
+        SERVICE,
+        "                self.memory.driver.get().reads_ready();\n",
+        "",
+    ),
+    fault(
+        "wake-up",
+        "nobody is told of a read from a source",
+        SERVICE,
+        "                self.memory.driver.get().fills_ready();\n",
+        "",
+    ),
+    fault(
+        "wake-up",
+        "nobody is told of a write",
+        WRITE_OUT,
+        "        self.memory.driver.get().writes_ready();\n",
+        "",
+    ),
     fault(
         "wake-up",
         "a fetch that ends wakes nobody",
@@ -325,36 +396,36 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "wake-up",
         "a store that failed is never tried again",
-        PAGEOUT,
-        "                shared.pageout_at(failure.again_at);\n",
+        WRITE_OUT,
+        "            self.memory.pageout_at(failure.again_at);\n",
         "",
     ),
     fault(
         "wake-up",
         "pageout rests without looking once more",
-        PAGEOUT,
-        "            shared.budget.short.swap(false, Ordering::AcqRel);\n            if self.wanted(shared) == 0 {\n                return Step::Rest;\n            }\n            shared.budget.short.store(true, Ordering::Release);",
+        DAEMON,
+        "            budget.short.swap(false, Ordering::AcqRel);\n            if self.wanted() == 0 {\n                return Step::Rest;\n            }\n            budget.short.store(true, Ordering::Release);",
         "            return Step::Rest;",
     ),
     fault(
         "wake-up",
         "a sleeper that is just due sleeps on",
-        "crates/vm/src/timer.rs",
+        "crates/vm/src/wait/timer.rs",
         "|sleeper| sleeper.due <= now).collect()",
         "|sleeper| sleeper.due < now).collect()",
     ),
     fault(
         "wake-up",
         "pageout does not hear that a write has ended",
-        VM,
-        "        // It waited for this, or has come to rest meanwhile and is asked once more than it need be.\n        self.0.signals().pageout_wanted();\n",
+        PAGER,
+        "        // Pageout waited for this, or has come to rest meanwhile and is asked once more than it need be.\n        self.memory().driver.get().pageout_wanted();\n",
         "",
     ),
     fault(
         "wake-up",
         "an eager pageout does not hear of writes",
-        VM,
-        "        if self.pageout.eager.load(Ordering::Relaxed) {\n            self.signals().pageout_wanted();\n        }",
+        GROUND,
+        "        if self.is_eager() {\n            self.driver.get().pageout_wanted();\n        }",
         "",
     ),
     // Stores.
@@ -433,7 +504,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "wake-up",
         "pageout does not hear of space that was prepared",
-        "crates/overspill/src/driver/upkeep.rs",
+        "crates/runtime/src/upkeep.rs",
         "        wakeups.pageout.set();\n",
         "",
     ),
@@ -452,7 +523,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "            if let Some(waker) = read.waker {\n                waker.wake();\n            }\n",
         "",
     ),
-    fault("wake-up", "a thread that waits in place is not woken", PARK, "        self.0.unpark();\n", ""),
+    fault("wake-up", "a thread that waits in place is not woken", HERE, "        self.0.unpark();\n", ""),
     fault(
         "version",
         "a read whose time was up is answered twice",
