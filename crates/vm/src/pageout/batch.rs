@@ -176,6 +176,12 @@ impl Batch {
         u32::try_from(self.used.div_ceil(BLOCK)).unwrap_or(u32::MAX)
     }
 
+    /// Blocks that its first cluster fills: a shorter run is of no use.
+    pub(crate) fn least_blocks(&self) -> u32 {
+        let end = self.clusters.first().map_or(1, |entry| entry.bytes.end);
+        u32::try_from(end.div_ceil(BLOCK)).unwrap_or(u32::MAX)
+    }
+
     /// Bytes to be written: whole blocks.
     pub(crate) fn bytes(&self) -> usize {
         self.blocks() as usize * BLOCK

@@ -96,8 +96,8 @@ impl Pageout {
                 continue;
             }
             let run = match backing.allocate(object, blocks, blocks) {
-                // Shorter ones may be left.
-                Err(AllocError::Full) => backing.allocate(object, 1, blocks),
+                // Shorter ones may be left, for the first clusters at least.
+                Err(AllocError::Full) => backing.allocate(object, batch.least_blocks(), blocks),
                 other => other,
             };
             match run {
