@@ -8,12 +8,12 @@ use crate::run::root;
 /// Files of a crate by the path of their module, `a::b`; the crate's root is the empty path.
 type Modules = BTreeMap<String, String>;
 
-fn modules(src: &Path, dir: &Path, prefix: &str, out: &mut Modules) {
+fn modules(dir: &Path, prefix: &str, out: &mut Modules) {
     for entry in dir.read_dir().unwrap().map(Result::unwrap) {
         let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
         let join = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}::{name}") };
         if path.is_dir() {
-            modules(src, &path, &join(&name), out);
+            modules(&path, &join(&name), out);
         } else if let Some(stem) = name.strip_suffix(".rs") {
             let module = match stem {
                 "lib" | "main" | "mod" => prefix.to_owned(),
@@ -140,8 +140,8 @@ fn no_files_import_each_other_in_a_circle() {
     crates.push(root().join("xtask"));
     let mut circles = Vec::new();
     for dir in crates {
-        let (src, mut files) = (dir.join("src"), Modules::new());
-        modules(&src, &src, "", &mut files);
+        let mut files = Modules::new();
+        modules(&dir.join("src"), "", &mut files);
         let name = dir.strip_prefix(root()).unwrap().display().to_string();
         let found = circle(&imports(&files));
         if KNOTTED.contains(&name.as_str()) {

@@ -30,7 +30,7 @@ pub enum CodecError {
         /// The strip's number in the cluster.
         strip: usize,
     },
-    /// Seal right, contents impossible: `Encoded` was not made by [`Encoder::encode`] for this payload.
+    /// Seal right, contents impossible: `Encoded` was not made by [`Encoder::encode`](crate::Encoder::encode) for this payload.
     #[error("cluster is malformed")]
     Malformed,
 }

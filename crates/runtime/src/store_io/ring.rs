@@ -2,7 +2,7 @@
 //! completes a read also decodes it.
 //!
 //! A request that does not end whole (the end of the file, an error, a file system that takes no direct I/O after all, a store
-//! without a file) is done again by threads of their own, which use [`Backend::read`] and [`Backend::write`].
+//! without a file) is done again by threads of their own, which use `Backend::read` and `Backend::write`.
 
 use std::sync::mpsc::Sender;
 
