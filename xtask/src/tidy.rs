@@ -98,6 +98,32 @@ fn files_are_not_huge() {
     }
 }
 
+/// Functions with more lines than a large screen.
+const LONGEST_FUNCTION: usize = 80;
+
+#[test]
+fn functions_fit_a_screen() {
+    for (path, text) in sources() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (start, line) in lines.iter().enumerate() {
+            let code = line.trim_start();
+            let is_function =
+                ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "unsafe fn "]
+                    .iter()
+                    .any(|word| code.starts_with(word))
+                    || code.starts_with("pub")
+                        && (code.contains(" async fn ") || code.contains(" unsafe fn "));
+            if !is_function || code.ends_with(';') {
+                continue;
+            }
+            // rustfmt puts the end of a function below its beginning.
+            let end = format!("{}}}", &line[..line.len() - code.len()]);
+            let len = lines[start..].iter().position(|line| *line == end).map_or(1, |len| len + 1);
+            assert!(len <= LONGEST_FUNCTION, "{path}:{}: a function of {len} lines", start + 1);
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_for_later_in_code() {
     let words = ["FIX", "XX", "TO"].map(|start| {
