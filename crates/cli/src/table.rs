@@ -4,48 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use overspill::metrics::{Group, METRICS};
 use serde_json::Value;
 
 use crate::size::human;
-
-/// Groups, each with its fields and labels, in the order shown.
-const GROUPS: [(&str, &[(&str, &str)]); 4] = [
-    (
-        "memory",
-        &[
-            ("budget_bytes", "budget"),
-            ("rss_bytes", "process, all counted"),
-            ("resident_bytes", "pages as they are"),
-            ("dirty_bytes", "  of these nowhere else"),
-            ("compressed_bytes", "pages compressed"),
-            ("compressed_page_bytes", "  before that"),
-        ],
-    ),
-    (
-        "store",
-        &[
-            ("stored_bytes", "pages stored"),
-            ("stored_live_bytes", "  of that living"),
-            ("store_file_bytes", "space taken"),
-            ("store_writes", "writes"),
-            ("store_reads", "reads"),
-        ],
-    ),
-    (
-        "paging",
-        &[
-            ("packed", "pages compressed"),
-            ("repacked", "  again, smaller"),
-            ("unpacked", "  not, to be fast"),
-            ("page_ins", "pages in"),
-            ("page_outs", "pages out"),
-            ("served_bytes", "read and written"),
-            ("copied_bytes", "  moved for that"),
-            ("errors", "errors"),
-        ],
-    ),
-    ("files", &[("inodes", "inodes")]),
-];
 
 /// The table of one mount's statistics (a JSON object).
 pub(crate) fn of_stats(mountpoint: &Path, stats: &Value) -> String {
@@ -56,10 +18,16 @@ pub(crate) fn of_stats(mountpoint: &Path, stats: &Value) -> String {
         let _ = write!(out, "  (pid {pid})");
     }
     out.push('\n');
-    for (group, rows) in GROUPS {
-        let known = rows.iter().filter_map(|(key, label)| Some((*key, *label, fields.remove(key)?)));
-        let lines: Vec<String> = known.map(|(key, label, value)| line(label, &show(key, value))).collect();
-        push_group(&mut out, group, &lines);
+    for group in Group::ALL {
+        let lines: Vec<String> = METRICS
+            .iter()
+            .filter(|metric| metric.group == group)
+            .filter_map(|metric| {
+                let value = fields.remove(metric.name).filter(|value| !value.is_null())?;
+                Some(line(metric.label, &show(metric.name, value)))
+            })
+            .collect();
+        push_group(&mut out, group.title(), &lines);
     }
     let lines: Vec<String> =
         fields.iter().map(|(key, value)| line(&key.replace('_', " "), &show(key, value))).collect();
@@ -74,7 +42,7 @@ fn push_group(out: &mut String, group: &str, lines: &[String]) {
 }
 
 fn line(label: &str, value: &str) -> String {
-    format!("  {label:<24} {value:>12}")
+    format!("  {label:<28} {value:>12}")
 }
 
 fn show(key: &str, value: &Value) -> String {

@@ -10,6 +10,7 @@
 
 mod clock;
 pub mod log;
+pub mod metrics;
 pub mod mount;
 pub mod place;
 pub mod stats;

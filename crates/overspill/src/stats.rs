@@ -1,4 +1,4 @@
-//! Where every byte of a mount is: made by the daemon, read by anyone who may look at the mount's root.
+//! Statistics of a mount: made by the daemon, read by anyone who may look at the mount's root.
 
 use std::path::Path;
 
@@ -7,90 +7,7 @@ use overspill_tmpfs::TmpFs;
 use overspill_vm::Vm;
 use serde::{Deserialize, Serialize};
 
-/// A snapshot of a mount. Bytes or counts unless said otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stats {
-    /// The daemon's process.
-    pub pid: u32,
-    /// Version of the daemon.
-    pub version: String,
-    /// What the daemon may use of RAM.
-    pub budget_bytes: u64,
-    /// What it uses.
-    pub rss_bytes: u64,
-    /// The most it used.
-    pub rss_peak_bytes: u64,
-    /// Of the budget: for pages and metadata.
-    pub vm_limit_bytes: u64,
-    /// Of that: in use, reservations included.
-    pub vm_used_bytes: u64,
-    /// Of that: metadata.
-    pub metadata_bytes: u64,
-    /// What caches of objects hold, used or not: metadata, and what is compressed but for its whole pages.
-    pub slab_bytes: u64,
-    /// Of that: free, and not given back yet.
-    pub slab_free_bytes: u64,
-    /// Of the budget: for buffers of pageout, page-in and FUSE.
-    pub buffer_bytes: u64,
-    /// Pages in memory, each counted whole.
-    pub resident_bytes: u64,
-    /// Pages of those that no store has.
-    pub dirty_bytes: u64,
-    /// What pages take that are held compressed in memory.
-    pub compressed_bytes: u64,
-    /// Those pages, each counted whole; dead ones whose neighbours live count too.
-    pub compressed_page_bytes: u64,
-    /// Pages that are in the store, each counted whole.
-    pub stored_page_bytes: u64,
-    /// Bytes that they take there: blocks that are not free.
-    pub stored_bytes: u64,
-    /// What living pages take of that. More than a tenth dead is compacted.
-    pub stored_live_bytes: u64,
-    /// What the store takes on its disk, space prepared ahead included.
-    pub store_file_bytes: u64,
-    /// What its disk could still give.
-    pub store_disk_free_bytes: u64,
-    /// How the store does its I/O.
-    pub store_mode: String,
-    /// Requests to the store.
-    pub store_writes: u64,
-    /// Requests to the store.
-    pub store_reads: u64,
-    /// Bytes that reads were given and writes gave, the kernel's own to its cache included.
-    pub served_bytes: u64,
-    /// Bytes that the daemon moved for that within itself: copied, packed, unpacked, gathered for the store.
-    pub copied_bytes: u64,
-    /// Pages that were compressed in memory.
-    pub packed: u64,
-    /// Pages that went to the store as they are, because it was faster than compressing them.
-    pub unpacked: u64,
-    /// Of those compressed: compressed again, smaller, by an idle core.
-    pub repacked: u64,
-    /// Pages read back from the store.
-    pub page_ins: u64,
-    /// Pages written to the store.
-    pub page_outs: u64,
-    /// Segments of the store that were compacted.
-    pub compacted: u64,
-    /// Failed store requests and damaged clusters.
-    pub errors: u64,
-    /// Whether the store has refused all writes since one last went through.
-    pub store_failing: bool,
-    /// Times that a thread of the driver found work which it had not been woken for: a bug.
-    pub signals_lost: u64,
-    /// Lines that should have been logged and could not be.
-    pub log_lines_lost: u64,
-    /// Files, directories and everything else with a number.
-    pub inodes: u64,
-    /// How many there may be, if that is limited.
-    pub inodes_limit: Option<u64>,
-    /// Removed but still open.
-    pub orphan_inodes: u64,
-    /// What files hold, in whole pages.
-    pub used_bytes: u64,
-    /// What they may hold: less than `size=` when the store's disk is nearly full.
-    pub size_bytes: u64,
-}
+pub use crate::metrics::{Group, METRICS, Metric, Stats, Unit};
 
 /// Why there are no statistics.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +65,7 @@ pub struct Slabinfo {
     pub used_bytes: u64,
     /// Of that: may be in RAM.
     pub resident_bytes: u64,
-    /// What describes the arena itself.
+    /// Records that describe the arena itself.
     pub record_bytes: u64,
 }
 
@@ -164,7 +81,7 @@ pub(crate) fn slabinfo() -> Slabinfo {
     }
 }
 
-/// What does not change while a mount lives.
+/// Facts that do not change while a mount lives.
 #[derive(Debug, Clone)]
 pub(crate) struct Fixed {
     pub(crate) budget_bytes: u64,
@@ -207,9 +124,9 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
         store_reads: v.store_reads,
         served_bytes: v.served_bytes,
         copied_bytes: v.copied_bytes,
-        packed: v.compressed,
-        unpacked: v.bypassed,
-        repacked: v.recompressed,
+        compressed_pages: v.compressed,
+        bypassed_pages: v.bypassed,
+        recompressed_pages: v.recompressed,
         page_ins: v.page_ins,
         page_outs: v.page_outs,
         compacted: v.compacted,
