@@ -420,22 +420,22 @@ mod model {
     #[test]
     fn every_request_finds_a_thread() {
         explore(|| {
-            const EACH: usize = 2;
+            const REQUESTS: usize = 2;
             let store = Arc::new(Store::default());
             let bells = Arc::new(Bells::<Kernel>::default());
             let rings = thread_rng().gen_range(1..=RINGS);
             let mut threads: Vec<_> =
-                (0..rings).map(|_| start(&store, &bells, thread_rng().gen_range(1..3), 2 * EACH)).collect();
+                (0..rings).map(|_| start(&store, &bells, thread_rng().gen_range(1..3), 2 * REQUESTS)).collect();
             threads.extend((0..2).map(|kind: usize| {
                 let (store, bells) = (store.clone(), bells.clone());
                 thread::spawn(move || {
-                    for _ in 0..EACH {
+                    for _ in 0..REQUESTS {
                         store.queued.lock().unwrap()[kind] += 1;
                         bells.ring(EACH[kind]);
                     }
                 })
             }));
-            end(&store, &bells, 2 * EACH, threads);
+            end(&store, &bells, 2 * REQUESTS, threads);
         });
     }
 
