@@ -1,6 +1,6 @@
 //! Seals: proof that a strip's bytes are those that were written.
 
-/// What a strip's mark binds its body to.
+/// The identity that a strip's mark binds its body to.
 #[derive(Debug, Clone, Copy)]
 pub struct Bound {
     /// The cluster's tag, never used for another cluster.

@@ -131,7 +131,7 @@ impl Shape {
     }
 }
 
-/// What a reader of a cluster must know besides its tag. It stays in memory.
+/// Facts that a reader of a cluster needs besides its tag. It stays in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoded {
     /// Where each strip ends, in [`UNIT`]s.

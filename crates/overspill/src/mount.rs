@@ -17,7 +17,7 @@ use crate::place::Place;
 use crate::stats::{self, Fixed};
 use overspill_runtime::{Driver, DriverOptions, StoreIo};
 
-/// What to mount, where, and on what.
+/// A mount: its place, its store, its limits.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
     /// An existing directory, absolute.
@@ -94,7 +94,7 @@ impl Layout {
     }
 }
 
-/// What a mount does so that tests see more of it (`-o debug=WORD`).
+/// Switches that make a mount show more of itself to tests (`-o debug=WORD`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Debugging {
     /// `evict`: every page is evicted at once, and the kernel's copy dropped.
@@ -143,7 +143,7 @@ impl Debugging {
     }
 }
 
-/// What kind of failure an error is: callers choose exit codes by it.
+/// The kind of a failure: callers choose exit codes by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountErrorKind {
     /// The mountpoint is not fit.
@@ -190,7 +190,7 @@ pub enum MountError {
 }
 
 impl MountError {
-    /// What kind of failure it is.
+    /// Its kind.
     pub fn kind(&self) -> MountErrorKind {
         match self {
             MountError::Store(_)
@@ -207,7 +207,7 @@ impl MountError {
     }
 }
 
-/// What the process takes beside its VM and transport: the program, its stacks, and what the C library's heap wastes.
+/// Bytes that the process takes beside its VM and transport: the program, its stacks, and what the C library's heap wastes.
 /// Nothing in small budgets: it would be most of them.
 fn process_memory(memory: usize) -> usize {
     if memory < 64 << 20 { 0 } else { 6 << 20 }

@@ -37,7 +37,7 @@ impl Place {
         Some(Place { device: mount.device, path: mount.root.join(below), fs_type: mount.fs_type })
     }
 
-    /// Whether this place is `other` or below it.
+    /// True if this place is `other` or below it.
     pub fn is_within(&self, other: &Place) -> bool {
         self.device == other.device && self.path.starts_with(&other.path)
     }

@@ -52,7 +52,7 @@ pub struct Driver {
     store_io: StoreIo,
 }
 
-/// What a driver should do.
+/// Options of a driver.
 #[derive(Debug, Clone, Copy)]
 pub struct DriverOptions {
     /// Hold the whole process to so many bytes.
@@ -72,7 +72,7 @@ pub enum StoreIo {
     Threads(Option<std::io::Error>),
 }
 
-/// Whether a driver could have a ring here.
+/// Tries to make a ring.
 ///
 /// # Errors
 /// Why not.

@@ -1,4 +1,4 @@
-//! Whether a core has nothing to do.
+//! Idle cores.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ struct Ticks {
 }
 
 impl Cores {
-    /// Whether about one core's worth of time went unused since the last call. Not at the first one, nor where the
+    /// True if about one core's worth of time went unused since the last call. Not at the first one, nor where the
     /// kernel does not say, nor where that was just now.
     pub(crate) fn have_one_idle(&mut self) -> bool {
         if self.looked.is_some_and(|looked| looked.elapsed() < WINDOW) {

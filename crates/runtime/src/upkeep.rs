@@ -28,7 +28,7 @@ pub(crate) struct Compactor {
     looked: Instant,
 }
 
-/// What comes to nothing is not begun again sooner.
+/// A compaction that found nothing is not begun again sooner.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// So many segments should make a difference.
 const ROUND: usize = 16;

@@ -128,7 +128,7 @@ impl Budget {
         low + low / 2
     }
 
-    /// Whether pageout should begin.
+    /// True if pageout should begin.
     pub(crate) fn below_low(&self) -> bool {
         self.charged() + self.low() > self.limit() || self.has_waiters()
     }
@@ -296,18 +296,18 @@ impl Budget {
         Ok(self.charge_forced(bytes))
     }
 
-    /// What metadata may still take of its share, three quarters of the budget. Metadata that must be (of data that
+    /// Bytes that metadata may still take of its share, three quarters of the budget. Metadata that must be (of data that
     /// somebody was told is written) may go beyond.
     pub(crate) fn metadata_left(&self) -> usize {
         (self.limit() / 4 * 3).saturating_sub(self.metadata())
     }
 
-    /// Whether metadata may go on beyond its share to say what was lost.
+    /// True if metadata may go on beyond its share to say what was lost.
     pub(crate) fn has_room_for_notes(&self) -> bool {
         self.metadata() < self.limit() / 8 * 7
     }
 
-    /// Whether `bytes` of metadata that must be could come upon us twice and leave too little for pages to move; or
+    /// True if `bytes` of metadata that must be could come upon us twice and leave too little for pages to move; or
     /// little of its share is left.
     pub(crate) fn metadata_is_short(&self, bytes: usize) -> bool {
         let must_be = bytes.saturating_mul(2).min(self.limit() / 2);

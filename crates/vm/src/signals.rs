@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-/// What the VM tells its driver. Called often, also under locks of the VM: a method must neither block nor call the VM.
+/// Calls from the VM to its driver. Called often, also under locks of the VM: a method must neither block nor call the VM.
 pub trait Signals: Send + Sync {
     /// Memory is short: call [`Pager::pageout`](crate::Pager::pageout) until it rests.
     fn pageout_wanted(&self);

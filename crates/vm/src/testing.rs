@@ -130,7 +130,7 @@ pub fn evict_all(pager: &Pager) {
     pager.pageout();
 }
 
-/// What the pages that some object shows take of the store, as [`VmStats::stored_live_bytes`](crate::VmStats) should count it:
+/// Bytes of the store that pages take which some object shows, as [`VmStats::stored_live_bytes`](crate::VmStats) should count it:
 /// found by looking at each.
 pub fn stored_live_bytes(objects: &[&Object]) -> u64 {
     let mut shown: HashMap<_, (u64, PageSet)> = HashMap::new();

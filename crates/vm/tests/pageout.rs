@@ -189,7 +189,7 @@ fn a_huge_allocation_lets_others_run() {
     assert_eq!(object.pages(), 16 * 2000);
 }
 
-/// Whether pageout was asked for.
+/// True if pageout was asked for.
 #[derive(Default)]
 struct Asked(std::sync::atomic::AtomicBool);
 

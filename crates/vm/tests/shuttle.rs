@@ -261,7 +261,7 @@ impl Paged {
     }
 }
 
-/// Whether `picture` is what `k` of the writer's steps and `p` of the puncher's can leave.
+/// True if `picture` is what `k` of the writer's steps and `p` of the puncher's can leave.
 fn is_after(picture: [u8; 5], k: usize, p: usize) -> bool {
     let one = match (k >= 2, p >= 2) {
         (false, false) => picture[1] == 1,

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &MutantsArgs) -> Result<(), String> {
         let by = match &found {
             Ok(Some(suite)) => format!("found by {suite:?}"),
             Ok(None) => "SURVIVED".to_owned(),
-            // What the compiler finds is no test of the tests.
+            // A fault that the compiler finds is no test of the tests.
             Err(error) => format!("NOT PLANTED: {error}"),
         };
         let (count, seconds) = (faults.len(), begun.elapsed().as_secs());
@@ -120,7 +120,7 @@ impl Copy {
         result
     }
 
-    /// Whether a suite passes. One that cannot be compiled tells nothing.
+    /// True if a suite passes. One that cannot be compiled tells nothing.
     fn passes(&self, suite: Suite) -> Result<bool, String> {
         if !self.cargo(suite, true)? {
             return Err(format!("{suite:?} cannot be compiled"));

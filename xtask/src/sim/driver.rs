@@ -14,7 +14,7 @@ const TICK: u64 = 1_000_000;
 /// The store takes at most so many ticks.
 const SLOWEST: u64 = 40;
 
-/// What the VM has signalled and nobody has heard yet; and a clock.
+/// Signals of the VM that no thread has heard yet; and a clock.
 #[derive(Debug, Default)]
 struct Heard {
     pageout: AtomicBool,
@@ -199,7 +199,7 @@ impl Driver {
         perform(&self.pager, io);
     }
 
-    /// Whether any of them can do something now, or will by itself when time passes. If not, only a client can.
+    /// True if any of them can do something now, or will by itself when time passes. If not, only a client can.
     pub(super) fn may_run(&self) -> bool {
         self.pageout.may_run(&self.heard.pageout)
             || self.reader.may_run(&self.heard.reads)

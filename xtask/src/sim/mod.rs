@@ -38,7 +38,7 @@ pub(crate) struct SimArgs {
 }
 
 impl Default for SimArgs {
-    /// What CI runs.
+    /// The run of CI.
     fn default() -> Self {
         SimArgs { seeds: 300, seed: 0, steps: 2_000, trace: false }
     }

@@ -1,5 +1,5 @@
-//! What an object should hold, page by page: what each page may show now, what it showed while a read was under way, and
-//! what it will show when the change under way is done.
+//! The model of an object, page by page: the contents that a page may show now, those it showed while a read was under way, and
+//! those it will show when the change under way is done.
 
 use overspill_vm::PAGE;
 
@@ -18,15 +18,15 @@ pub(crate) enum Outcome {
 /// A page as the model knows it.
 #[derive(Debug, Clone)]
 struct Page {
-    /// What it may hold. More than one only after a change of unknown outcome.
+    /// Contents that it may have. More than one only after a change of unknown outcome.
     possible: Vec<Bytes>,
-    /// What it will, when the change under way is done. One change at a time.
+    /// Contents that it will have when the change under way is done. One change at a time.
     coming: Option<Vec<Bytes>>,
-    /// What it held before, and until when: for reads that have begun earlier.
+    /// Contents that it had before, and until when: for reads that have begun earlier.
     past: Vec<(u64, Bytes)>,
     /// Damage was seen here, or data was given up: reads may fail until it is wholly overwritten.
     may_be_lost: bool,
-    /// Whether the change under way makes it sound again.
+    /// True if the change under way makes it sound again.
     heals: bool,
 }
 
@@ -74,7 +74,7 @@ impl Model {
         model
     }
 
-    /// Whether a change of these bytes can begin: no other one is at their pages.
+    /// True if a change of these bytes can begin: no other one is at their pages.
     pub(crate) fn is_free(&self, at: usize, len: usize) -> bool {
         parts(at, len).all(|(page, ..)| self.pages[page].coming.is_none())
     }
@@ -129,7 +129,7 @@ impl Model {
         parts(at, len).any(|(page, ..)| self.pages[page].may_be_lost)
     }
 
-    /// Whether the page must exist.
+    /// True if the page must exist.
     pub(crate) fn page_has_data(&self, page: usize) -> bool {
         self.pages[page].possible.iter().all(|bytes| bytes.iter().any(|&b| b != 0))
     }

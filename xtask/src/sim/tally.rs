@@ -25,7 +25,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Whether a good number of seeds came to nothing in some respect.
+    /// True if a good number of seeds came to nothing in some respect.
     pub(crate) fn is_idle(&self) -> bool {
         [
             self.page_outs,

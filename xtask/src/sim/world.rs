@@ -26,7 +26,7 @@ const PAGES: usize = 72;
 /// Operations under way at once, at most.
 const CLIENTS: usize = 6;
 
-/// What operations share with the world.
+/// State that operations share with the world.
 #[derive(Clone)]
 struct Shared {
     subjects: Rc<RefCell<Vec<Subject>>>,
@@ -54,7 +54,7 @@ pub(crate) struct World {
     tasks: Vec<Task>,
 }
 
-/// What the seed's store does wrong.
+/// The trouble of the seed's stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Sound,
@@ -129,7 +129,7 @@ impl World {
         World { rng, pager, account, driver, tenant, memories, charged_at_most, shared, tasks: Vec::new() }
     }
 
-    /// What is wrong with this seed's store.
+    /// The trouble of this seed's stores, in words.
     pub(crate) fn mode(&self) -> &'static str {
         match self.shared.mode {
             Mode::Sound => "is sound",
@@ -158,7 +158,7 @@ impl World {
         self.hold_to_budget();
     }
 
-    /// What is charged stays below the limit; after the limit went down, what is above it only shrinks.
+    /// The charged bytes stay below the limit; after the limit went down, what is above it only shrinks.
     fn hold_to_budget(&mut self) {
         let stats = self.pager.stats();
         let pages = stats.charged_bytes.saturating_sub(stats.metadata_bytes);
@@ -284,7 +284,7 @@ impl World {
         (at, self.rng.random_range(1..=most).min(end - at))
     }
 
-    /// What is done to bytes of an object, in words; said aloud when asked to.
+    /// An operation on bytes of an object, in words; said aloud when asked to.
     fn say(&self, what: &str, who: usize, at: usize, len: usize) -> String {
         let pages = (at / PAGE, (at + len).div_ceil(PAGE));
         let now = self.driver.now;

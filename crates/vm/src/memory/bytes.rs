@@ -9,7 +9,7 @@ use crate::sync::Arc;
 /// Pages of up to this many bytes are kept in a heap block, longer ones in a frame.
 pub(crate) const SMALL_MAX: usize = 2048;
 
-/// What the heap adds to a small page's bytes: its header, the `Arc`'s counts and the charge.
+/// The heap's part of a small page's bytes: its header, the `Arc`'s counts and the charge.
 const SMALL_OVERHEAD: usize = 80;
 
 /// Bytes of a page. Past [`Bytes::as_slice`] the page is zero. Clones share; only an unshared one can be changed.
@@ -42,7 +42,7 @@ impl Bytes {
         }
     }
 
-    /// Whether nobody else has a clone.
+    /// True if nobody else has a clone.
     pub(crate) fn is_unshared(&mut self) -> bool {
         match self {
             Bytes::Frame(frame) => frame.bytes_mut().is_some(),

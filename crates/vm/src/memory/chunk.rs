@@ -26,7 +26,7 @@ impl ChunkRef {
         Ok(ChunkRef(Ref::new(chunk)?))
     }
 
-    /// Whether only the tree this reference is in shows the chunk. Meaningful while that tree is locked and its
+    /// True if only the tree this reference is in shows the chunk. Meaningful while that tree is locked and its
     /// path is unshared: others can then only let go.
     pub(crate) fn is_unshared(&self) -> bool {
         self.0.owners.load(Ordering::Acquire) == 1
@@ -71,7 +71,7 @@ impl Chunk {
         }
     }
 
-    /// Whether some tree still shows the chunk. Once false it stays so.
+    /// True if some tree still shows the chunk. Once false it stays so.
     pub(crate) fn is_owned(&self) -> bool {
         self.owners.load(Ordering::Acquire) > 0
     }
@@ -85,7 +85,7 @@ impl Chunk {
     }
 }
 
-/// What needs the handle of a chunk, not just the chunk: its lock makes weak handles for the page queues.
+/// Operations that need the handle of a chunk, not just the chunk: its lock makes weak handles for the page queues.
 pub(crate) trait ChunkHandle {
     /// Locks the chunk's state.
     fn lock(&self) -> ChunkGuard<'_>;

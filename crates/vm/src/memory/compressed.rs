@@ -19,7 +19,7 @@ impl std::fmt::Debug for Compressed {
 /// Clusters that are looked at for one that was not recompressed yet.
 const LOOK: usize = 256;
 
-/// What is to be done with the cluster whose turn it is to leave.
+/// The next step for the cluster whose turn it is to leave.
 pub(crate) enum Next {
     /// Its bytes were copied. Ends with [`Compressed::stored`] or [`Compressed::stays`].
     Leaves(Leaving),
@@ -31,7 +31,7 @@ pub(crate) enum Next {
     None,
 }
 
-/// What came of asking for a cluster to recompress.
+/// The result of asking for a cluster to recompress.
 pub(crate) enum Cold {
     Cluster(Ref<Extent>, WeakRef<Chunk>),
     /// Some were looked at in vain: ask again.

@@ -32,7 +32,7 @@ impl Location {
     }
 }
 
-/// What to read from a store to have some strips.
+/// The blocks of a store that hold some strips.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlocksOfStrips {
     pub(crate) start: Place,
@@ -126,7 +126,7 @@ impl Extent {
         usize::from(self.dead.load(Ordering::Relaxed))
     }
 
-    /// Whether one chunk alone shows it.
+    /// True if one chunk alone shows it.
     pub(crate) fn has_one_chunk(&self) -> bool {
         let _still = self.location();
         self.shows.load(Ordering::Relaxed) == 1
@@ -138,7 +138,7 @@ impl Extent {
         inside.fold(0, |set, page| set | 1 << page)
     }
 
-    /// Whether a part of it that is worth an effort is dead.
+    /// True if a part of it that is worth an effort is dead.
     pub(crate) fn is_stale(&self) -> bool {
         self.dead() * 8 >= self.encoded.pages().max(1)
     }
@@ -158,7 +158,7 @@ impl Extent {
         self.len() - self.len() * dead.min(all) / all
     }
 
-    /// Whether it lies in this segment.
+    /// True if it lies in this segment.
     pub(crate) fn is_in(&self, segment: &Ref<Segment>) -> bool {
         matches!(&*self.location(), Location::Store(of, _) if Ref::ptr_eq(of, segment))
     }
@@ -202,12 +202,12 @@ impl Extent {
         strips
     }
 
-    /// Whether it is in the store.
+    /// True if it is in the store.
     pub(crate) fn is_stored(&self) -> bool {
         matches!(&*self.location(), Location::Store(..))
     }
 
-    /// What to read from the store for some strips; `None` while they are in memory.
+    /// The blocks of a store to read for some strips; `None` while they are in memory.
     pub(crate) fn blocks_of(&self, strips: Range<usize>) -> Option<BlocksOfStrips> {
         let Location::Store(segment, at) = &*self.location() else { return None };
         let base = usize::from(*at) * EXTENT_ALIGN;

@@ -11,12 +11,12 @@ const LONGEST_PAUSE: u64 = 2_000 * MS;
 /// A store that has refused all writes for so long counts as broken.
 const PATIENCE: u64 = 15_000 * MS;
 
-/// What a failed write means.
+/// The meaning of a failed write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// When the store is to be tried again.
     pub(crate) again_at: u64,
-    /// Whether it counts as broken: then nobody should be left waiting for it.
+    /// True if it counts as broken: then nobody should be left waiting for it.
     pub(crate) is_broken: bool,
 }
 
@@ -61,17 +61,17 @@ impl Health {
         Failure { again_at: trouble.again_at, is_broken }
     }
 
-    /// Whether it has refused all writes for so long that nobody should wait for it.
+    /// True if it has refused all writes for so long that nobody should wait for it.
     pub(crate) fn is_broken(&self) -> bool {
         self.is_broken.load(Ordering::Acquire)
     }
 
-    /// Whether the last write failed.
+    /// True if the last write failed.
     pub(crate) fn is_failing(&self) -> bool {
         self.is_failing.load(Ordering::Acquire)
     }
 
-    /// Whether the store is left alone just now.
+    /// True if the store is left alone just now.
     pub(crate) fn rests(&self, now: u64) -> bool {
         self.is_failing() && self.trouble.lock().as_ref().is_some_and(|trouble| now < trouble.again_at)
     }

@@ -12,7 +12,7 @@ use overspill_slab::{Ref, RefCounted, WeakRef};
 
 /// A place on the queues, kept by what holds it.
 pub(crate) type QueueSlot = u32;
-/// What is kept by what is on no queue.
+/// The slot of a record that is on no queue.
 pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
 
 const NONE: u32 = u32::MAX;
@@ -41,7 +41,7 @@ struct List {
 
 const EMPTY: List = List { head: NONE, tail: NONE, len: 0 };
 
-/// What came of asking a queue for its next one.
+/// The result of asking a queue for its next one.
 pub(crate) enum Victim<T: RefCounted> {
     Found(Ref<T>),
     /// It is just being dropped: ask again.
@@ -119,7 +119,7 @@ impl<T: RefCounted> Queues<T> {
         self.append(slot, Which::Active);
     }
 
-    /// What was just given out as the next one is so again.
+    /// The entry that was just given out is the next one again.
     pub(crate) fn put_first(&mut self, slot: QueueSlot) {
         self.unlink(slot);
         let head = self.inactive.head;
@@ -134,7 +134,7 @@ impl<T: RefCounted> Queues<T> {
         self.inactive.len += 1;
     }
 
-    /// What pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
+    /// The entry that pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
     /// does not stand in the way.
     pub(crate) fn next_victim(&mut self) -> Victim<T> {
         // A third of all is enough to tell what is used again from what is not.

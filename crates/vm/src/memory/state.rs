@@ -30,7 +30,7 @@ use crate::budget::Reservation;
 use crate::error::VmError;
 use crate::page::{CHUNK_PAGES, PAGE, PageSet, members, pages};
 
-/// Whether all bytes are 0. Ends early where they are not.
+/// True if all bytes are 0. Ends early where they are not.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(64).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
@@ -126,7 +126,7 @@ impl ChunkState {
         self.states.all(State::Writing)
     }
 
-    /// Whether a cluster of the chunk is on its way to the store.
+    /// True if a cluster of the chunk is on its way to the store.
     pub(crate) fn is_going_out(&self) -> bool {
         self.going_out
     }

@@ -70,7 +70,7 @@ impl Lent {
     }
 }
 
-/// What a mapping is about to do with a page.
+/// A mapping's next access to a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Read it.

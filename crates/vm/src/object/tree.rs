@@ -17,7 +17,7 @@ use crate::sync::Arc;
 const FANOUT_BITS: u32 = 6;
 const FANOUT: usize = 1 << FANOUT_BITS;
 
-/// What a node costs in metadata, as its slab rounds it.
+/// A node's metadata, as its slab rounds it.
 pub(crate) const NODE_COST: usize = std::mem::size_of::<Node>() + 32;
 
 /// Inner nodes and leaves apart, so that a place is a pointer and no more.
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Tree {
     }
 }
 
-/// What a lookup for writing finds.
+/// The result of a lookup for writing.
 pub(crate) enum Found<'a> {
     /// A chunk that this tree alone shows.
     Own(&'a ChunkRef),
@@ -221,7 +221,7 @@ impl Tree {
         Ok(taken)
     }
 
-    /// What was taken out below `node`, and whether that left it empty.
+    /// Takes a chunk out below `node`; says too if that left it empty.
     fn remove_below(
         node: &mut Ref<Node>,
         chunk: u64,

@@ -166,7 +166,7 @@ impl Object {
         }
     }
 
-    /// What must be done before a page can be written.
+    /// The step that must come before a page can be written.
     fn stop(&self, piece: Piece, page: usize, unwritten: Unwritten) -> Stop {
         match unwritten {
             Unwritten::Failed(error) => Stop::Failed(error),

@@ -197,7 +197,7 @@ impl Fetch {
     }
 }
 
-/// What came of asking for a fetch.
+/// The result of asking for a fetch.
 pub(crate) enum Begun {
     /// It was under way already.
     Joined(Arc<Fetch>),

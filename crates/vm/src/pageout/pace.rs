@@ -1,4 +1,4 @@
-//! Whether the store outruns the compressor: then what writers wait for goes there as it is.
+//! Pace: while the store is faster than the compressor, pages that writers wait for go there uncompressed.
 //!
 //! Both are measured while they work: what packing takes a byte, and what the store takes while it has something to
 //! write. Where nobody tells the time ([`crate::Signals::nanoseconds`]) everything is packed.
@@ -82,7 +82,7 @@ impl Pace {
         rates.since = now;
     }
 
-    /// Whether the next cluster should go out as it is.
+    /// True if the next cluster should go out as it is.
     pub(crate) fn skips_packing(&self) -> bool {
         let mut rates = self.rates.lock();
         let Rates { packing, store, .. } = *rates;

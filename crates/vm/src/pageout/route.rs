@@ -15,7 +15,7 @@ pub(super) struct Load {
     pub(super) holds_raw: bool,
 }
 
-/// Whether a cluster is compressed at all.
+/// How a cluster is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Compressed,

@@ -19,7 +19,7 @@ enum State<T> {
     Closed,
 }
 
-/// What a ticket and its sender share. Each type of value has a cache of these.
+/// The state that a ticket and its sender share. Each type of value has a cache of these.
 #[derive(Debug)]
 pub(crate) struct Pending<T>(Mutex<State<T>>);
 
@@ -68,7 +68,7 @@ where
         }
     }
 
-    /// Whether somebody still holds the ticket.
+    /// True if somebody still holds the ticket.
     pub(crate) fn is_wanted(&self) -> bool {
         Ref::handles(&self.0) > 1
     }

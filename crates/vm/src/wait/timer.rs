@@ -17,7 +17,7 @@ struct Sleeper {
     wakes: Option<Sender<()>>,
 }
 
-/// Who waits for which time, in nanoseconds.
+/// Operations that wait for a time, in nanoseconds.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     /// The latest time that [`Timers::take_due`] was told: where there is no clock, time passes by that alone.

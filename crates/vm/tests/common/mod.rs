@@ -1,4 +1,4 @@
-//! What the tests of pageout share.
+//! Helpers that the tests of pageout share.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
