@@ -424,8 +424,9 @@ mod model {
             let store = Arc::new(Store::default());
             let bells = Arc::new(Bells::<Kernel>::default());
             let rings = thread_rng().gen_range(1..=RINGS);
-            let mut threads: Vec<_> =
-                (0..rings).map(|_| start(&store, &bells, thread_rng().gen_range(1..3), 2 * REQUESTS)).collect();
+            let mut threads: Vec<_> = (0..rings)
+                .map(|_| start(&store, &bells, thread_rng().gen_range(1..3), 2 * REQUESTS))
+                .collect();
             threads.extend((0..2).map(|kind: usize| {
                 let (store, bells) = (store.clone(), bells.clone());
                 thread::spawn(move || {
