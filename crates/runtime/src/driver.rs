@@ -7,6 +7,7 @@
 //! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
 //! | read again, write again | what came back from there in part or not at all | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout, which may wait for space |
+//! | source | reads from sources, where a driver is asked for such threads | requests |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
 //! Where io_uring is refused, or the store's file system takes no direct I/O, two threads write (`store`) and four read

@@ -6,9 +6,8 @@
 //! memory, and pageout makes up for it; it is bounded by its own share of the limit.
 //!
 //! ```text
-//!   0 ─────────────────────── start ────── stop ──────── limit
-//!                 pageout begins here ▲         (low watermark: limit - low)
-//!     pageout goes on until below ▲             (high watermark: limit - high)
+//!   0 ────────────────────── limit - high ──── limit - low ──── limit
+//!      pageout goes on until below ▲                 ▲ pageout begins above
 //! ```
 
 use std::collections::VecDeque;

@@ -397,7 +397,7 @@ impl ChunkState {
         }
     }
 
-    /// Bytes of the budget that this chunk's resident pages hold, each counted by `seen` once.
+    /// The bytes of the resident pages, in page order.
     pub(crate) fn bytes(&self) -> &[Bytes] {
         &self.bytes
     }

@@ -16,8 +16,8 @@ pub enum Step {
     AwaitIo,
     /// A store must prepare space: call [`Pager::prepare_space`](crate::Pager::prepare_space), then step again.
     AwaitStore,
-    /// Nothing can be freed: all is pinned, or the stores are full, failing or absent. Operations that waited for memory have
-    /// been told. Step again when the VM signals pageout.
+    /// Nothing can be freed: all is pinned, or the stores are full, failing or absent. Operations that waited for memory were
+    /// refused, unless a reservation or a helper may still give some back. Step again when the VM signals pageout.
     Stuck,
 }
 
@@ -48,8 +48,8 @@ impl Pageout {
         let quiet = self.quiet();
         let before = std::mem::replace(&mut search.stuck_at, quiet);
         drop(search);
-        // Unspent reservations and chunks in a helper's hands come back, or become pages to look at. Stuck is reported only
-        // after two fruitless looks in a row with neither of them in between.
+        // Unspent reservations and chunks in a helper's hands come back, or become pages to look at. Waiters are refused only
+        // after two fruitless looks in a row, with no reservation made and no helper at work in between.
         if quiet.is_some() && quiet != before {
             return Step::Worked;
         }

@@ -127,7 +127,8 @@ impl Pageout {
         Look::Cleaning(Cleaning { chunk, pages, bytes, cost })
     }
 
-    /// Encodes pages and sends the cluster on its route. Returns false if there is none: later pages have none either.
+    /// Encodes pages and sends the cluster on its route. Returns false if there is no room for it
+    /// anywhere: the round ends.
     fn clean(&self, packer: &mut Packer, cleaning: Cleaning, load: Load, haul: &mut Haul) -> bool {
         let Cleaning { chunk, pages, bytes, cost } = cleaning;
         let raw = load.may_bypass() && self.pace.skips_packing();
