@@ -1,13 +1,13 @@
-//! Sources: where the bytes of pages come from that were never written.
+//! Sources: origins of the bytes of pages that were never written.
 
 use std::io;
 
 /// A read-only origin of an object's pages: a file, an image, a remote object. Its bytes never change.
 pub trait Source: Send + Sync + 'static {
-    /// Bytes that it has. Pages beyond are absent.
+    /// Its length in bytes. Pages beyond are absent.
     fn len(&self) -> u64;
 
-    /// True if it has none.
+    /// True if its length is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -17,15 +17,15 @@ pub(crate) use imp::{Arc, Weak};
 
 /// Ranks of locks, in the order in which they may be taken.
 pub(crate) mod rank {
-    /// The search of whoever steps pageout.
+    /// The search of the thread that steps pageout.
     pub(crate) const SEARCH: u8 = 0;
-    /// A packer, a helper's, or the repacker.
+    /// A `Packer` (pageout's or a helper's encoder), or the recompressor.
     pub(crate) const PACKER: u8 = 1;
     /// An object's tree.
     pub(crate) const TREE: u8 = 2;
     /// A chunk. Two together only where one is new.
     pub(crate) const CHUNK: u8 = 3;
-    /// How far the repacker has come.
+    /// The recompressor's position in compressed memory.
     pub(crate) const COLD: u8 = 4;
     /// An extent's place.
     pub(crate) const PLACE: u8 = 5;
@@ -53,7 +53,7 @@ impl<T, const RANK: u8> Mutex<T, RANK> {
         Locked { guard: self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner), _order: order }
     }
 
-    /// Locks it unless somebody else has.
+    /// Locks it unless it is locked already.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T, RANK>> {
         let order = Order::check();
         Some(Locked { guard: self.0.try_lock().ok()?, _order: order })

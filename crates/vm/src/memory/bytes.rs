@@ -9,7 +9,7 @@ use crate::sync::Arc;
 /// Pages of up to this many bytes are kept in a heap block, longer ones in a frame.
 pub(crate) const SMALL_MAX: usize = 2048;
 
-/// What the heap adds to a small page's bytes: its header, the `Arc`'s counts and the charge.
+/// Heap overhead of a small page: its header, the `Arc`'s counts and the charge.
 const SMALL_OVERHEAD: usize = 80;
 
 /// Bytes of a page. Past [`Bytes::as_slice`] the page is zero. Clones share; only an unshared one can be changed.
@@ -34,7 +34,7 @@ impl Bytes {
         }
     }
 
-    /// Bytes of the budget that go free with the last clone.
+    /// Bytes of the budget that come free with the last clone.
     pub(crate) fn cost(&self) -> usize {
         match self {
             Bytes::Frame(_) => PAGE,
@@ -42,7 +42,7 @@ impl Bytes {
         }
     }
 
-    /// Whether nobody else has a clone.
+    /// True if this is the only clone.
     pub(crate) fn is_unshared(&mut self) -> bool {
         match self {
             Bytes::Frame(frame) => frame.bytes_mut().is_some(),
@@ -57,7 +57,7 @@ impl Bytes {
         }
     }
 
-    /// Changes bytes in place, if they are unshared and there is room. Returns whether it did.
+    /// Changes bytes in place, if they are unshared and there is room. Returns true if it did.
     pub(crate) fn try_write(&mut self, at: usize, data: &[u8]) -> bool {
         let room = match self {
             Bytes::Frame(frame) => frame.bytes_mut().map(|bytes| &mut bytes[..]),
@@ -72,8 +72,8 @@ impl Bytes {
         }
     }
 
-    /// New bytes: `data` at `at`, what `base` holds elsewhere, zeros beyond both. The space comes out of
-    /// `reservation`, a page at most.
+    /// New bytes: `data` at `at`, the bytes of `base` elsewhere, zeros beyond both. The space, at most a page, comes
+    /// out of `reservation`.
     pub(crate) fn build(
         base: &[u8],
         at: usize,
