@@ -1,8 +1,8 @@
-//! A value that comes later: what an operation that cannot finish now leaves behind.
+//! Tickets: values that come later, for operations that cannot finish now.
 //!
-//! A [`Ticket`] is a future; whoever drives the VM decides what waiting means (parked requests in production, a
-//! seeded scheduler in the simulation). Dropping either side is fine: a value nobody waits for is dropped, and a
-//! ticket whose sender is gone answers `None`.
+//! A [`Ticket`] is a future; the VM's driver decides how operations wait (parked requests in production, a seeded
+//! scheduler in the simulation). Either side may be dropped: the value of a dropped ticket is dropped, and a ticket
+//! whose sender is gone resolves to `None`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ enum State<T> {
     Closed,
 }
 
-/// What a ticket and its sender share. Each type of value has a cache of these.
+/// The state that a ticket and its sender share. Each type of value has a cache of these.
 #[derive(Debug)]
 pub(crate) struct Pending<T>(Mutex<State<T>>);
 
@@ -35,7 +35,7 @@ pub(crate) struct Ticket<T: 'static>(Ref<Pending<T>>)
 where
     Pending<T>: RefCounted;
 
-/// A ticket and who completes it.
+/// A ticket and its sender.
 ///
 /// # Errors
 /// When there is no memory for them.
@@ -51,8 +51,8 @@ impl<T> Sender<T>
 where
     Pending<T>: RefCounted,
 {
-    /// Hands over the value. The waker runs on the caller's stack and may do no more than make a task runnable:
-    /// memory comes free, and so tickets complete, under locks too.
+    /// Hands over the value. The waker runs on the caller's stack and may only make a task runnable: memory comes free,
+    /// and so tickets complete, under locks too.
     pub(crate) fn send(self, value: T) {
         self.finish(State::Ready(value));
     }
@@ -68,7 +68,7 @@ where
         }
     }
 
-    /// Whether somebody still holds the ticket.
+    /// True if the ticket still exists.
     pub(crate) fn is_wanted(&self) -> bool {
         Ref::handles(&self.0) > 1
     }
