@@ -1,4 +1,4 @@
-//! Where every byte of a mount is: made by the daemon, read by anyone who may look at the mount's root.
+//! Statistics of a mount, byte by byte: made by the daemon, readable by every user who may look at the mount's root.
 
 use std::path::Path;
 
@@ -14,57 +14,57 @@ pub struct Stats {
     pub pid: u32,
     /// Version of the daemon.
     pub version: String,
-    /// What the daemon may use of RAM.
+    /// RAM that the daemon may use.
     pub budget_bytes: u64,
-    /// What it uses.
+    /// RAM that it uses.
     pub rss_bytes: u64,
-    /// The most it used.
+    /// Peak of `rss_bytes`.
     pub rss_peak_bytes: u64,
-    /// Of the budget: for pages and metadata.
+    /// Part of the budget for pages and metadata.
     pub vm_limit_bytes: u64,
-    /// Of that: in use, reservations included.
+    /// Part of it in use, reservations included.
     pub vm_used_bytes: u64,
-    /// Of that: metadata.
+    /// Part of that which is metadata.
     pub metadata_bytes: u64,
-    /// What caches of objects hold, used or not: metadata, and what is compressed but for its whole pages.
+    /// Bytes of the object caches, used or not: metadata, and compressed payloads but for their whole pages.
     pub slab_bytes: u64,
-    /// Of that: free, and not given back yet.
+    /// Part of that which is free, and not given back yet.
     pub slab_free_bytes: u64,
-    /// Of the budget: for buffers of pageout, page-in and FUSE.
+    /// Part of the budget for buffers of pageout, page-in and FUSE.
     pub buffer_bytes: u64,
-    /// Pages in memory, each counted whole.
+    /// Resident pages, at full page size.
     pub resident_bytes: u64,
-    /// Pages of those that no store has.
+    /// Resident pages that no store has.
     pub dirty_bytes: u64,
-    /// What pages take that are held compressed in memory.
+    /// Bytes of compressed memory.
     pub compressed_bytes: u64,
-    /// Those pages, each counted whole; dead ones whose neighbours live count too.
+    /// Pages in compressed memory, at full size; dead pages of living clusters count too.
     pub compressed_page_bytes: u64,
-    /// Pages that are in the store, each counted whole.
+    /// Pages in the store, at full size.
     pub stored_page_bytes: u64,
-    /// Bytes that they take there: blocks that are not free.
+    /// Bytes of the store that are not free.
     pub stored_bytes: u64,
-    /// What living pages take of that. More than a tenth dead is compacted.
+    /// Bytes of living pages in it. More than a tenth dead is compacted.
     pub stored_live_bytes: u64,
-    /// What the store takes on its disk, space prepared ahead included.
+    /// Bytes of the store on its disk, preallocated space included.
     pub store_file_bytes: u64,
-    /// What its disk could still give.
+    /// Bytes still free on its disk.
     pub store_disk_free_bytes: u64,
-    /// How the store does its I/O.
+    /// The store's way of I/O.
     pub store_mode: String,
-    /// Requests to the store.
+    /// Write requests to the store.
     pub store_writes: u64,
-    /// Requests to the store.
+    /// Read requests to the store.
     pub store_reads: u64,
-    /// Bytes that reads were given and writes gave, the kernel's own to its cache included.
+    /// Bytes given to reads and taken from writes, including those for the kernel's cache.
     pub served_bytes: u64,
-    /// Bytes that the daemon moved for that within itself: copied, packed, unpacked, gathered for the store.
+    /// Bytes that the daemon copied for that within itself: copied, encoded, decoded, gathered for the store.
     pub copied_bytes: u64,
-    /// Pages that were compressed in memory.
+    /// Pages that went to compressed memory.
     pub packed: u64,
-    /// Pages that went to the store as they are, because it was faster than compressing them.
+    /// Pages that went to the store uncompressed, because it was faster than the compressor.
     pub unpacked: u64,
-    /// Of those compressed: compressed again, smaller, by an idle core.
+    /// Pages in compressed memory that an idle core compressed again, smaller.
     pub repacked: u64,
     /// Pages read back from the store.
     pub page_ins: u64,
@@ -74,25 +74,25 @@ pub struct Stats {
     pub compacted: u64,
     /// Failed store requests and damaged clusters.
     pub errors: u64,
-    /// Whether the store has refused all writes since one last went through.
+    /// True if the store has refused all writes since the last success.
     pub store_failing: bool,
-    /// Times that a thread of the driver found work which it had not been woken for: a bug.
+    /// Times that a thread of the driver found work it had not been woken for: a bug.
     pub signals_lost: u64,
-    /// Lines that should have been logged and could not be.
+    /// Lines that could not be logged.
     pub log_lines_lost: u64,
     /// Files, directories and everything else with a number.
     pub inodes: u64,
-    /// How many there may be, if that is limited.
+    /// The most inodes there may be, if that is limited.
     pub inodes_limit: Option<u64>,
     /// Removed but still open.
     pub orphan_inodes: u64,
-    /// What files hold, in whole pages.
+    /// Bytes of files, in whole pages.
     pub used_bytes: u64,
-    /// What they may hold: less than `size=` when the store's disk is nearly full.
+    /// Bytes that files may hold: less than `size=` when the store's disk is nearly full.
     pub size_bytes: u64,
 }
 
-/// Why there are no statistics.
+/// The reason why there are no statistics.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
     /// Not a mount of ours, or not its root.
@@ -101,7 +101,7 @@ pub enum StatsError {
     /// The mount did not answer.
     #[error("the mount on {0} does not answer: {1}")]
     NoAnswer(String, std::io::Error),
-    /// The answer makes no sense: another version's daemon, perhaps.
+    /// The answer cannot be parsed: another version's daemon, perhaps.
     #[error("the mount on {0} gave an answer that cannot be read: {1}")]
     Garbled(String, serde_json::Error),
 }
@@ -114,7 +114,7 @@ pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
     report(root, STATS)
 }
 
-/// Asks a mount for the caches that its metadata is in.
+/// Asks a mount for the object caches of its metadata.
 ///
 /// # Errors
 /// As [`of_mount`].
@@ -142,13 +142,13 @@ pub(crate) const SLABINFO: &str = "slabinfo";
 pub struct Slabinfo {
     /// Each cache: fields as in [`overspill_slab::slabinfo::CacheInfo`].
     pub caches: Vec<serde_json::Value>,
-    /// Address space the arena has.
+    /// Address space of the arena.
     pub imported_bytes: u64,
-    /// Of that: in caches.
+    /// Part of it in caches.
     pub used_bytes: u64,
-    /// Of that: may be in RAM.
+    /// Part of it that may be in RAM.
     pub resident_bytes: u64,
-    /// What describes the arena itself.
+    /// The arena's own records.
     pub record_bytes: u64,
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn slabinfo() -> Slabinfo {
     }
 }
 
-/// What does not change while a mount lives.
+/// The fixed data of a mount.
 #[derive(Debug, Clone)]
 pub(crate) struct Fixed {
     pub(crate) budget_bytes: u64,
@@ -225,7 +225,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
     }
 }
 
-/// This process's resident memory, now and at most.
+/// This process's resident memory, now and at its peak.
 fn rss() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {

@@ -76,7 +76,7 @@ impl std::fmt::Debug for Tree {
 pub(crate) enum Found<'a> {
     /// A chunk that this tree alone shows.
     Own(&'a ChunkRef),
-    /// Nothing, or a chunk that others show too: the tree must change first.
+    /// No chunk, or one that other trees show too: the tree must change first.
     MustChange,
 }
 

@@ -117,7 +117,7 @@ impl Decoded {
 pub(crate) enum PageInError {
     /// The bytes of this strip differ from those that were written.
     Damaged(usize),
-    /// There are no bytes to look at.
+    /// The read failed: there are no bytes.
     Failed(VmError),
 }
 
