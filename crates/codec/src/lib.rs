@@ -1,4 +1,4 @@
-//! Clusters: up to 16 pages of a chunk become one payload, and pages again.
+//! Clusters: up to 16 pages of a chunk are encoded as one payload, and decoded again.
 //!
 //! ```text
 //!   payload   strip 0 | strip 1 | …                     a strip: 4 pages (Fine) or all 16 (Whole), read on its own

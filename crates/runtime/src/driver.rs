@@ -3,9 +3,9 @@
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Pager::pageout`] steps, compression included | pressure, completions |
-//! | helper | compression beside it ([`Pager::help_pageout`]); again where it is cold ([`Pager::recompress`]); tells the time ([`Pager::tick`]) | writers that wait for memory; an idle core; alarms |
+//! | helper | compression beside it ([`Pager::help_pageout`]); recompression ([`Pager::recompress`]); tells the time ([`Pager::tick`]) | writers that wait for memory; an idle core; alarms |
 //! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
-//! | read again, write again | what came back from there in part or not at all | requests |
+//! | read again, write again | requests that a ring failed or did in part | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout, which may wait for space |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!

@@ -1,32 +1,31 @@
-//! What an object should hold, page by page: what each page may show now, what it showed while a read was under way, and
-//! what it will show when the change under way is done.
+//! The expected contents of an object, page by page: now, while a read was under way, and after the change under way.
 
 use overspill_vm::PAGE;
 
 /// Contents of a page.
 type Bytes = Box<[u8]>;
 
-/// How a change came out, for one of its pages.
+/// The outcome of a change, for one of its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
     NotDone,
-    /// It was given up somewhere on the way.
+    /// The change was given up at some point.
     Unknown,
 }
 
-/// A page as the model knows it.
+/// A page in the model.
 #[derive(Debug, Clone)]
 struct Page {
-    /// What it may hold. More than one only after a change of unknown outcome.
+    /// Possible contents. More than one only after a change of unknown outcome.
     possible: Vec<Bytes>,
-    /// What it will, when the change under way is done. One change at a time.
+    /// Possible contents after the change under way. One change at a time.
     coming: Option<Vec<Bytes>>,
-    /// What it held before, and until when: for reads that have begun earlier.
+    /// Past contents, each with the time of its end: for reads that began earlier.
     past: Vec<(u64, Bytes)>,
-    /// Damage was seen here, or data was given up: reads may fail until it is wholly overwritten.
+    /// Damage was seen here, or data was lost: reads may fail until the page is wholly overwritten.
     may_be_lost: bool,
-    /// Whether the change under way makes it sound again.
+    /// True if the change under way makes it sound again.
     heals: bool,
 }
 
@@ -36,7 +35,7 @@ pub(crate) struct Model {
     pages: Vec<Page>,
 }
 
-/// The part of `len` bytes at `at` in each page: the page, and where in the page and in the bytes.
+/// The part of `len` bytes at `at` in each page: the page, the range in the page, and the range in the bytes.
 fn parts(
     at: usize,
     len: usize,
@@ -65,7 +64,7 @@ impl Model {
         Model { pages: vec![page; pages] }
     }
 
-    /// An object that has these bytes, whole pages.
+    /// The model of an object with these bytes, whole pages.
     pub(crate) fn of(bytes: &[u8]) -> Model {
         let mut model = Model::new(bytes.len() / PAGE);
         for (page, bytes) in model.pages.iter_mut().zip(bytes.chunks_exact(PAGE)) {
@@ -74,7 +73,7 @@ impl Model {
         model
     }
 
-    /// Whether a change of these bytes can begin: no other one is at their pages.
+    /// True if a change of these bytes can begin: no other change is at their pages.
     pub(crate) fn is_free(&self, at: usize, len: usize) -> bool {
         parts(at, len).all(|(page, ..)| self.pages[page].coming.is_none())
     }
@@ -92,7 +91,8 @@ impl Model {
         }
     }
 
-    /// The change of these bytes has ended, at this time, in each page as `outcome` says (of the bytes up to the page's end).
+    /// The change of these bytes has ended at `now`, with `outcome` for each page (given the bytes up to the page's
+    /// end).
     pub(crate) fn end(&mut self, at: usize, len: usize, now: u64, outcome: impl Fn(usize) -> Outcome) {
         for (page, _, part) in parts(at, len) {
             let outcome = outcome(part.end);
@@ -114,7 +114,7 @@ impl Model {
         }
     }
 
-    /// A change that is done at once.
+    /// A change that completes at once.
     pub(crate) fn write(&mut self, at: usize, data: &[u8], now: u64) {
         self.begin(at, data);
         self.end(at, data.len(), now, |_| Outcome::Done);
@@ -129,21 +129,21 @@ impl Model {
         parts(at, len).any(|(page, ..)| self.pages[page].may_be_lost)
     }
 
-    /// Whether the page must exist.
+    /// True if the page must exist.
     pub(crate) fn page_has_data(&self, page: usize) -> bool {
         self.pages[page].possible.iter().all(|bytes| bytes.iter().any(|&b| b != 0))
     }
 
-    /// No read is under way: what pages held before is of no interest.
+    /// No read is under way: forgets past contents.
     pub(crate) fn forget_past(&mut self) {
         self.pages.iter_mut().for_each(|page| page.past.clear());
     }
 
-    /// Asserts that `read` is what a read at `at` may see that began at `since` and ends now: each page as it was at some
-    /// time in between, and nothing half done (R28, R67).
+    /// Asserts that `read` is a valid result of a read at `at` that began at `since` and ends now: each page as it was
+    /// at some time in between, and nothing half done (R28, R67).
     ///
     /// # Panics
-    /// When it is not.
+    /// When it is not valid.
     pub(crate) fn assert_read(&self, at: usize, read: &[u8], since: u64) {
         for (number, within, from) in parts(at, read.len()) {
             let page = &self.pages[number];

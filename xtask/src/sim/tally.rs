@@ -1,4 +1,4 @@
-//! The result of runs, in numbers.
+//! The results of runs, in numbers.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -25,7 +25,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Whether a good number of seeds came to nothing in some respect.
+    /// True if a good number of seeds never exercised some feature.
     pub(crate) fn is_idle(&self) -> bool {
         [
             self.page_outs,
