@@ -5,7 +5,7 @@
 //! - [`Requests`]: a queue of requests with an event.
 //! - [`Bells`] and [`serve`]: threads that wait in the kernel for completions, each with room for some requests, and are rung
 //!   there when there are new ones.
-//! - [`HeldBack`]: signals that wait until it is known who can do without being woken.
+//! - [`HeldBack`]: signals held back until it is known if a thread must be woken for them.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;

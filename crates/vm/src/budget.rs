@@ -142,7 +142,7 @@ impl Budget {
             .max(waiting.saturating_sub(coming))
     }
 
-    /// Bytes that pages may take in all once pageout rests: what metadata and the room kept for writers leave.
+    /// Bytes that pages may take in all once pageout rests: all but metadata and the room kept for writers.
     pub(crate) fn pageable(&self) -> usize {
         self.limit().saturating_sub(self.high() + self.metadata())
     }
@@ -324,7 +324,7 @@ impl Budget {
         Charge { budget: Some(self.clone()), bytes }
     }
 
-    /// A frame beyond what was reserved, for pageout, which frees more than it takes. Its bytes are arbitrary.
+    /// A frame beyond any reservation, for pageout, which frees more than it takes. Its bytes are arbitrary.
     ///
     /// # Errors
     /// [`VmError::NoMemory`] when the arena has none left.
@@ -339,7 +339,7 @@ impl Budget {
         })
     }
 
-    /// Bytes of pages beyond what was reserved, as [`Budget::take_frame_forced`].
+    /// Bytes of pages beyond any reservation, as [`Budget::take_frame_forced`].
     pub(crate) fn charge_page_forced(self: &Arc<Self>, bytes: usize) -> PageCharge {
         self.charged.fetch_add(bytes, Ordering::Acquire);
         PageCharge { budget: self.clone(), bytes }

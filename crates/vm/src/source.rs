@@ -13,7 +13,7 @@ pub trait Source: Send + Sync + 'static {
     }
 
     /// Fills `buf` with the bytes from `offset` on, a multiple of [`CHUNK`](crate::CHUNK); zeros beyond the end. Blocks; runs
-    /// on a thread of the driver that does nothing else, so a source that hangs stops nobody but its own readers.
+    /// on a thread of the driver that does nothing else, so a source that hangs stops only its own readers.
     ///
     /// # Errors
     /// The origin's.

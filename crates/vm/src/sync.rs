@@ -35,7 +35,7 @@ pub(crate) mod rank {
     pub(crate) const LEAF: u8 = 7;
 }
 
-/// A mutex that does not care whether another thread panicked: invariants are restored before anything that can
+/// A mutex that ignores the panics of other threads: invariants are restored before anything that can
 /// panic, and a pager that refuses to serve loses more than one that goes on.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T, const RANK: u8 = { rank::LEAF }>(imp::Mutex<T>);

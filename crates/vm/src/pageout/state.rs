@@ -87,7 +87,7 @@ pub(crate) struct Pageout {
     pub(super) pagein: Arc<PageIn>,
     /// Incompressible clusters may stay in compressed memory while it has room. Off without store or compression.
     pub(super) holds_raw: bool,
-    /// The stepping thread's lock; it may then take the packer's.
+    /// The stepping thread's lock; the thread may then take `packer`.
     pub(super) search: Mutex<Search, { rank::SEARCH }>,
     pub(super) packer: Mutex<Packer, { rank::PACKER }>,
     /// The helper's, for when writers wait.

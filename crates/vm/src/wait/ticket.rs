@@ -29,7 +29,7 @@ pub(crate) struct Sender<T: 'static>(Ref<Pending<T>>)
 where
     Pending<T>: RefCounted;
 
-/// Resolves to what the sender sent, or `None` when it was dropped without sending.
+/// Resolves to the value sent, or to `None` when its sender was dropped without sending.
 #[derive(Debug)]
 pub(crate) struct Ticket<T: 'static>(Ref<Pending<T>>)
 where
