@@ -3,8 +3,8 @@
 //!
 //! - [`Event`]: a flag that one thread waits for.
 //! - [`Requests`]: a queue of requests with an event.
-//! - [`Bells`] and [`serve`]: threads that wait in the kernel for completions, each with room for some requests, and are rung
-//!   there when there are new ones.
+//! - [`Bells`] and [`serve`]: threads that wait in the kernel for completions, each with room for some requests, and
+//!   are rung there when there are new ones.
 //! - [`HeldBack`]: signals held back until it is known if a thread must be woken for them.
 
 use std::collections::VecDeque;

@@ -21,7 +21,7 @@ pub struct VmConfig {
     pub fetch_slots: usize,
     /// The compressor.
     pub method: Method,
-    /// True to compress clusters again by zstd that stay in compressed memory for long, where a driver calls
+    /// True to recompress clusters by zstd that stay in compressed memory for long, where a driver calls
     /// [`Pager::recompress`](crate::Pager::recompress).
     pub recompress: bool,
     /// True to bypass compressed memory always for pages that writers wait for, as if the store were faster than the

@@ -23,8 +23,8 @@ use crate::vm::Vm;
 
 /// A VM with its pageout, for its driver. It owns no thread and never blocks.
 ///
-/// The driver calls [`Pager::pageout`] when memory is short, takes and completes the requests to stores and sources, has
-/// space prepared when pageout asks for it, and tells the time.
+/// The driver calls [`Pager::pageout`] when memory is short, takes and completes the requests to stores and sources,
+/// has space prepared when pageout asks for it, and tells the time.
 #[derive(Debug, Clone)]
 pub struct Pager {
     vm: Vm,
@@ -46,8 +46,8 @@ impl Pager {
     /// A VM that pages to `stores`, the first of them first, or keeps everything in memory when there is none.
     ///
     /// # Errors
-    /// [`VmError::Arena`] when address space cannot be had, [`VmError::NoMemory`] when the configured memory does not even
-    /// hold the buffers.
+    /// [`VmError::Arena`] when address space cannot be had, [`VmError::NoMemory`] when the configured memory does not
+    /// even hold the buffers.
     pub fn new(config: &VmConfig, stores: Vec<StdArc<dyn Store>>) -> Result<Pager, VmError> {
         let buffers = config.buffers(!stores.is_empty());
         let limit = config.memory_bytes.checked_sub(buffers).filter(|&left| left >= 4 * PAGE);

@@ -8,8 +8,8 @@ pub(crate) const PATIENCE: u64 = 1_000_000_000;
 
 /// The holder of a [`Lease`](crate::Lease).
 pub trait Lessee: Send + Sync {
-    /// Memory is short: give `bytes` back soon, by [`Lease::shrink`](crate::Lease::shrink), on another thread or later. Must
-    /// neither block nor call the VM.
+    /// Memory is short: give `bytes` back soon, by [`Lease::shrink`](crate::Lease::shrink), on another thread or later.
+    /// Must neither block nor call the VM.
     fn revoke(&self, bytes: usize);
 }
 

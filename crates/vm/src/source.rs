@@ -12,8 +12,9 @@ pub trait Source: Send + Sync + 'static {
         self.len() == 0
     }
 
-    /// Fills `buf` with the bytes from `offset` on, a multiple of [`CHUNK`](crate::CHUNK); zeros beyond the end. Blocks; runs
-    /// on a thread of the driver that does nothing else, so a source that hangs stops only its own readers.
+    /// Fills `buf` with the bytes from `offset` on, a multiple of [`CHUNK`](crate::CHUNK); zeros beyond the end.
+    /// Blocks; runs on a thread of the driver that does nothing else, so a source that hangs stops only its own
+    /// readers.
     ///
     /// # Errors
     /// The origin's.

@@ -1,8 +1,8 @@
 //! The locks of this crate: their order, and one feature that puts all of them under a model checker.
 //!
-//! Each lock has a [`rank`]. A thread takes locks of equal or higher rank only than those it holds; debug builds check that
-//! at every lock. No lock is held across an await; the compiler sees to that, because futures here are `Send` and guards are
-//! not.
+//! Each lock has a [`rank`]. A thread takes locks of equal or higher rank only than those it holds; debug builds check
+//! that at every lock. No lock is held across an await; the compiler sees to that, because futures here are `Send` and
+//! guards are not.
 
 use std::ops::{Deref, DerefMut};
 

@@ -22,8 +22,8 @@ use crate::sync::Arc;
 /// Metadata of a page that is far from all others: its chunk, the nodes above it, and its extent.
 const LONE_PAGE_COST: usize = CHUNK_COST + 3 * NODE_COST + EXTENT_COST;
 
-/// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle, for the faces: it
-/// cannot page out. [`crate::Pager`] can.
+/// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle, for the faces:
+/// it cannot page out. [`crate::Pager`] can.
 #[derive(Debug, Clone)]
 pub struct Vm {
     pub(crate) pagein: Arc<PageIn>,

@@ -6,8 +6,8 @@
 //! plain model. A failure prints its seed; the same seed replays it.
 //!
 //! - [`model`]: the expected contents of an object, and the valid results of a read while changes are under way.
-//! - [`driver`]: pageout, a helper, upkeep and the store's I/O, each of which does something only when it was signalled: a
-//!   signal that is lost leaves operations waiting, which is found when all comes to rest.
+//! - [`driver`]: pageout, a helper, upkeep and the store's I/O, each of which does something only when it was
+//!   signalled: a signal that is lost leaves operations waiting, which is found when all comes to rest.
 //! - [`world`]: the clients with their operations, several on one object, some dropped half way and begun anew.
 
 mod clients;

@@ -89,8 +89,8 @@ impl Compressed {
         payload.slot = self.queues.lock().insert(Ref::downgrade(extent));
     }
 
-    /// The next cluster to go to the store, its bytes copied to the start of `out`. `only` names the one object whose clusters
-    /// may go.
+    /// The next cluster to go to the store, its bytes copied to the start of `out`. `only` names the one object whose
+    /// clusters may go.
     pub(crate) fn next_out(&self, out: &mut [u8], eager: bool, only: Option<u32>) -> Next {
         let extent = match self.queues.lock().next_victim() {
             Victim::Found(extent) => extent,

@@ -1,4 +1,5 @@
-//! Extents: where a cluster of pages lies, in compressed memory or in a segment of a store, and which of its pages live.
+//! Extents: where a cluster of pages lies, in compressed memory or in a segment of a store, and which of its pages
+//! live.
 //!
 //! ```text
 //!   made ──► in memory ──written out──► in a segment        never back: readers copy, and let go

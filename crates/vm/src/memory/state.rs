@@ -15,8 +15,8 @@
 //! whose cluster is made, so no page is clean yet. Only a cluster's extent knows if it is in compressed memory or in a
 //! store. A page's slot in a cluster dies when the page is written (R57).
 //!
-//! Invariants, checked by [`ChunkState::check`]: the table above; clusters do not overlap; `bytes` holds the resident pages'
-//! bytes in page order; a chunk with resident pages is on a page queue.
+//! Invariants, checked by [`ChunkState::check`]: the table above; clusters do not overlap; `bytes` holds the resident
+//! pages' bytes in page order; a chunk with resident pages is on a page queue.
 
 use overspill_slab::Ref;
 use overspill_sys::Frame;

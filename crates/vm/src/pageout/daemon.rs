@@ -48,8 +48,8 @@ impl Pageout {
         let quiet = self.quiet();
         let before = std::mem::replace(&mut search.stuck_at, quiet);
         drop(search);
-        // Unspent reservations and chunks in a helper's hands come back, or become pages to look at. Stuck is reported only
-        // after two fruitless looks in a row with neither of them in between.
+        // Unspent reservations and chunks in a helper's hands come back, or become pages to look at. Stuck is reported
+        // only after two fruitless looks in a row with neither of them in between.
         if quiet.is_some() && quiet != before {
             return Step::Worked;
         }
