@@ -1,4 +1,4 @@
-//! `cargo xtask check` and `cargo xtask test`: what must hold before anything lands.
+//! `cargo xtask check` and `cargo xtask test`: the conditions for landing a change.
 
 use crate::run::{command, exists, run};
 use crate::sim;
@@ -6,7 +6,7 @@ use crate::sim;
 /// Formatting, lints and documentation.
 ///
 /// # Errors
-/// The first that fails.
+/// The first check that fails.
 pub(crate) fn check() -> Result<(), String> {
     for (tool, args, install) in [
         ("fmt", &["fmt", "--all", "--check"][..], "rustfmt"),
@@ -22,7 +22,7 @@ pub(crate) fn check() -> Result<(), String> {
     run(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
 }
 
-/// What runs under shuttle's scheduler: packages, and which of their tests.
+/// The tests that run under shuttle's scheduler: packages, and which of their tests.
 pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 5] = [
     ("overspill-vm", &["--test", "shuttle"]),
     ("overspill-slab", &["--test", "shuttle"]),
@@ -34,7 +34,7 @@ pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 5] = [
 /// Everything: checks, tests, and the simulation.
 ///
 /// # Errors
-/// The first that fails.
+/// The first step that fails.
 pub(crate) fn test() -> Result<(), String> {
     install_tools()?;
     check()?;
@@ -51,18 +51,18 @@ pub(crate) fn test() -> Result<(), String> {
 /// The crates with unsafe code under AddressSanitizer, which the stable compiler has but does not offer.
 ///
 /// # Errors
-/// When something was found, or the planted fault was not.
+/// When a fault was found, or the planted one was not.
 pub(crate) fn asan() -> Result<(), String> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let args =
         ["test", "-p", "overspill-slab", "-p", "overspill-sys", "--lib", "--tests", "--target", &target];
     let mut test = command("cargo", &args);
     test.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
-    // Its own folder: other flags would build everything anew each time.
+    // A target directory of its own: other flags would rebuild everything each time.
     run(test.args(["--target-dir", "target/asan"]).env("OVERSPILL_ASAN", "1"))
 }
 
-/// Programs the tests run against, and the packages they come in.
+/// Programs that the tests run against, and the packages they come in.
 const TOOLS: [(&str, &[&str], &str); 5] = [
     ("fusermount3", &["--version"], "fuse3"),
     ("sqlite3", &["--version"], "sqlite3"),
@@ -71,7 +71,7 @@ const TOOLS: [(&str, &[&str], &str); 5] = [
     ("setfattr", &["--version"], "attr"),
 ];
 
-/// Installs what is missing, where that is ours to do; otherwise says what to install.
+/// Installs missing tools, where it may; otherwise reports which to install.
 fn install_tools() -> Result<(), String> {
     let missing: Vec<&str> = TOOLS
         .iter()

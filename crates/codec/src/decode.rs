@@ -9,11 +9,11 @@ use crate::seal::{Bound, Seal};
 use crate::shape::{Compression, Encoded, HEADER, Layout, PAGE, Pages, Shape, to_u32};
 
 thread_local! {
-    /// zstd's workspace for decompression: some 100 KiB in each thread that reads a strip which zstd compressed.
+    /// zstd's workspace for decompression: some 100 KiB in each thread that reads a strip compressed by zstd.
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Why a payload could not be read. All of them mean that the bytes are not those that were written.
+/// The reason why a payload could not be read: in each case the bytes differ from those that were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// The payload or the output buffer is shorter than the strips.
@@ -24,7 +24,7 @@ pub enum CodecError {
         /// Bytes needed.
         need: usize,
     },
-    /// The bytes are rotten, stale or of another place.
+    /// The bytes are damaged, stale or another cluster's.
     #[error("the seal of strip {strip} is broken")]
     Broken {
         /// The strip's number in the cluster.
@@ -35,9 +35,9 @@ pub enum CodecError {
     Malformed,
 }
 
-/// Reads some neighbouring strips of a cluster from `payload` (their bytes, [`Encoded::bytes_of`]) into `out`, and says
-/// where each page is. Nothing is believed before its seal was found whole. `out` need not be zeroed, and is
-/// scratch on error; it must hold [`Encoded::room_for`] bytes.
+/// Decodes neighbouring strips of a cluster from `payload` (their bytes, [`Encoded::bytes_of`]) into `out`, and returns
+/// the place of each page. No byte is used before its seal was checked. `out` need not be zeroed, and is scratch on
+/// error; it must hold [`Encoded::room_for`] bytes.
 pub fn decode(
     encoded: &Encoded,
     tag: u64,
@@ -71,13 +71,13 @@ pub fn decode(
     Ok(pages)
 }
 
-/// Opens a strip and decodes its body to the start of `out`; returns its shape and how much that is.
+/// Opens a strip and decodes its body to the start of `out`; returns its shape and the decoded length.
 fn open(tag: u64, strip: usize, bytes: &[u8], out: &mut [u8]) -> Result<(Shape, usize), CodecError> {
     let short = || CodecError::Short { have: bytes.len(), need: HEADER };
     let (&mark, rest) = bytes.split_first_chunk::<{ Seal::MARK }>().ok_or_else(short)?;
     let (&bits, rest) = rest.split_first_chunk::<4>().ok_or_else(short)?;
     let bits = u32::from_le_bytes(bits);
-    // A header that was written describes a body that is there.
+    // A header that was really written describes a body that exists.
     let broken = CodecError::Broken { strip };
     let shape = Shape::from_bits(bits).ok_or(broken)?;
     let body = rest.get(..shape.len).ok_or(broken)?;
@@ -103,7 +103,7 @@ fn decompress_zstd(body: &[u8], out: &mut [u8]) -> Option<usize> {
     })
 }
 
-/// Where each page of a decoded strip is, if it is one. `at` is where the strip begins in the output.
+/// Finds each page of a decoded strip; `None` if it is malformed. `at` is the strip's start in the output.
 fn find_pages(shape: Shape, raw: &[u8], at: usize, pages: &mut Pages) -> Option<()> {
     let mut next = match shape.layout {
         Layout::Full => 0,

@@ -11,16 +11,16 @@ use crate::shape::{
 /// Inputs from this length on need the larger hash table.
 const SMALL_TABLE_LIMIT: usize = u16::MAX as usize;
 
-/// zstd's own measure of how hard to try: from here on it gets slow.
+/// zstd's compression level: higher levels are slow.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Makes clusters. Holds about 280 KiB of workspaces; one for each thread that encodes.
+/// Encodes clusters. Holds about 280 KiB of workspaces; one for each thread that encodes.
 pub struct Encoder {
     method: Method,
     seal: Seal,
     /// A strip's layout before compression.
     raw: Box<[u8]>,
-    /// The payload. lz4 wants room for more than it will be.
+    /// The payload. lz4 needs more room than its result takes.
     out: Box<[u8]>,
     small: CompressTable,
     large: CompressTable,
@@ -45,13 +45,13 @@ impl Encoder {
             out: vec![0; room].into_boxed_slice(),
             small: CompressTable::small(),
             large: CompressTable::large(),
-            // Without memory for it strips stay uncompressed.
+            // Without memory for it, strips stay uncompressed.
             zstd: (method == Method::Zstd).then(|| zstd::bulk::Compressor::new(ZSTD_LEVEL).ok()).flatten(),
         }
     }
 
-    /// Puts pages (each of at most [`PAGE`] bytes) together as one payload, which stays in the encoder until the
-    /// next one. `tag` must be given again to read it, and never again to write another. Allocates nothing.
+    /// Encodes pages (each of at most [`PAGE`] bytes) as one payload, which stays in the encoder until the next one.
+    /// The same `tag` is needed to decode it, and must never be used for another cluster. Allocates nothing.
     ///
     /// # Panics
     /// With more than [`MAX_PAGES`] pages, or a page longer than [`PAGE`].
@@ -62,7 +62,7 @@ impl Encoder {
         self.encode_by(self.method, tag, grain, pages)
     }
 
-    /// The same without compression them, whatever the method: as fast as memory is.
+    /// The same without compression, whatever the method: as fast as memory is.
     ///
     /// # Panics
     /// As [`Encoder::encode`].
@@ -94,7 +94,7 @@ impl Encoder {
         (encoded, &self.out[..at])
     }
 
-    /// Appends a strip at `at`; returns where it ends.
+    /// Appends a strip at `at`; returns its end.
     fn strip(&mut self, method: Method, tag: u64, number: usize, pages: &[&[u8]], at: usize) -> usize {
         let body = at + HEADER;
         let (layout, compression, len) = if method == Method::None {
@@ -119,7 +119,8 @@ impl Encoder {
         end
     }
 
-    /// Compresses `raw[..raw_len]` by `method` to `out[body..]`; returns how, and the length, if that saves enough.
+    /// Compresses `raw[..raw_len]` by `method` to `out[body..]`; returns the compression and the length, if it saves
+    /// enough.
     fn compress(&mut self, method: Method, raw_len: usize, body: usize) -> Option<(Compression, usize)> {
         let (raw, out) = (&self.raw[..raw_len], &mut self.out[body..]);
         let (compression, len) = match method {
@@ -134,7 +135,7 @@ impl Encoder {
     }
 }
 
-/// Lays pages out at the start of `out`; returns how, and how much of it.
+/// Lays pages out at the start of `out`; returns the layout and its length.
 fn lay_out(pages: &[&[u8]], out: &mut [u8]) -> (Layout, usize) {
     let full = pages.len() * PAGE;
     let listed = pages.len() * 2 + pages.iter().map(|p| p.len()).sum::<usize>();

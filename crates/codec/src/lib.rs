@@ -1,4 +1,4 @@
-//! Clusters: up to 16 pages of a chunk become one payload, and pages again.
+//! Clusters: up to 16 pages of a chunk are encoded as one payload, and decoded again.
 //!
 //! ```text
 //!   payload   strip 0 | strip 1 | …                     a strip: 4 pages (Fine) or all 16 (Whole), read on its own
@@ -8,8 +8,8 @@
 //!   Layout::Listed   n lengths (u16, little endian) | bytes of page 0 | bytes of page 1 | …
 //! ```
 //!
-//! - A reader of one page reads and decodes one strip. Strips of 16 KiB compress a tenth worse than 64 KiB and decode in
-//!   a quarter of the time (docs/MEASURED.md).
+//! - A reader of one page reads and decodes one strip. Strips of 16 KiB compress a tenth worse than 64 KiB and decode
+//!   in a quarter of the time (docs/MEASURED.md).
 //! - Short pages take less (R25). Where the list of lengths would cost more than it saves, the pages are laid out full:
 //!   a page then comes back 4096 bytes long, zeros behind the bytes that were given. So a page comes back **at least**
 //!   as long as it went in, and the rest is zeros.

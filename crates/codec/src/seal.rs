@@ -1,4 +1,4 @@
-//! Seals: proof that a strip's bytes are those that were written.
+//! Seals: proof that a strip's bytes are the ones that were written.
 
 /// The identity that a strip's mark binds its body to.
 #[derive(Debug, Clone, Copy)]
@@ -7,7 +7,7 @@ pub struct Bound {
     pub tag: u64,
     /// The strip's number in the cluster.
     pub strip: u32,
-    /// The strip's shape, as it stands in the header.
+    /// The strip's shape, as in the header.
     pub shape: u32,
 }
 
@@ -21,7 +21,7 @@ impl Bound {
     }
 }
 
-/// How strips are sealed. An authenticating cipher will be a second kind; the checksum finds accidents, not attacks.
+/// The kind of seal. An authenticating cipher will be a second kind; the checksum finds accidents, not attacks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Seal {
     /// CRC-32.
@@ -40,7 +40,7 @@ impl Seal {
         }
     }
 
-    /// The body as it was before it was sealed, in place or in `scratch`; `None` when the mark does not fit.
+    /// The body as it was before sealing, in place or in `scratch`; `None` when the mark does not match.
     pub(crate) fn open<'a>(
         self,
         bound: Bound,

@@ -13,10 +13,10 @@ pub const MAX_PAGES: usize = 16;
 /// Bytes of the largest cluster's pages.
 pub const MAX_CLUSTER: usize = MAX_PAGES * PAGE;
 
-/// Payloads and strips are multiples of so many bytes.
+/// Payloads and strips are multiples of this many bytes.
 pub const UNIT: usize = 16;
 
-/// The most bytes a payload takes.
+/// Bytes of a payload, at most.
 pub const MAX_PAYLOAD: usize = MAX_CLUSTER + MAX_STRIPS * HEADER.next_multiple_of(UNIT);
 
 pub(crate) const MAX_STRIPS: usize = 4;
@@ -25,7 +25,7 @@ const FINE_PAGES: usize = MAX_PAGES / MAX_STRIPS;
 /// Bytes before a strip's body: the seal's mark, then the shape.
 pub(crate) const HEADER: usize = Seal::MARK + 4;
 
-/// How much of a cluster is encoded as one strip, and so read as one.
+/// The part of a cluster that is encoded, and so read, as one strip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grain {
     /// Four pages: for random reads.
@@ -35,8 +35,9 @@ pub enum Grain {
 }
 
 impl Grain {
-    /// The grain for `pages` pages of a chunk. Whole chunks are parts of large files, read at random as often as not; a
-    /// part of a chunk is mostly the end of a small file, which is read as a whole and compresses better so.
+    /// The grain for `pages` pages of a chunk. Whole chunks are parts of large files, which are read at random as often
+    /// as not; a part of a chunk is mostly the end of a small file, which is read whole and compresses better as one
+    /// strip.
     #[must_use]
     pub fn for_pages(pages: usize) -> Grain {
         if pages == MAX_PAGES { Grain::Fine } else { Grain::Whole }
@@ -78,7 +79,7 @@ impl Method {
     }
 }
 
-/// How a body is compressed.
+/// The compression of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
     Raw,
@@ -86,7 +87,7 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// How pages lie in a strip's uncompressed body.
+/// The layout of pages in a strip's uncompressed body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Each page takes [`PAGE`] bytes.
@@ -134,7 +135,7 @@ impl Shape {
 /// Facts that a reader of a cluster needs besides its tag. It stays in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoded {
-    /// Where each strip ends, in [`UNIT`]s.
+    /// The end of each strip, in [`UNIT`]s.
     pub(crate) ends: [u16; MAX_STRIPS],
     pub(crate) pages: u8,
     pub(crate) grain: Grain,
@@ -153,13 +154,13 @@ impl Encoded {
         self.pages == 0
     }
 
-    /// How many pages.
+    /// The number of pages.
     #[must_use]
     pub fn pages(&self) -> usize {
         usize::from(self.pages)
     }
 
-    /// How many strips.
+    /// The number of strips.
     #[must_use]
     pub fn strips(&self) -> usize {
         self.pages().div_ceil(self.grain.pages())
@@ -171,17 +172,17 @@ impl Encoded {
         rank / self.grain.pages()
     }
 
-    /// The bytes of the payload that some neighbouring strips take.
+    /// The range of neighbouring strips in the payload.
     ///
     /// # Panics
-    /// When there are no such strips.
+    /// When the cluster has no such strips.
     #[must_use]
     pub fn bytes_of(&self, strips: Range<usize>) -> Range<usize> {
         let end = |strip: usize| strip.checked_sub(1).map_or(0, |last| usize::from(self.ends[last]) * UNIT);
         end(strips.start)..end(strips.end)
     }
 
-    /// Bytes that some strips take decoded, at most.
+    /// Bytes of the strips after decoding, at most.
     #[must_use]
     pub fn room_for(&self, strips: &Range<usize>) -> usize {
         let rank = |strip: usize| (strip * self.grain.pages()).min(self.pages());
@@ -189,22 +190,22 @@ impl Encoded {
     }
 }
 
-/// Where each page lies in the buffer it was decoded into.
+/// The place of each page in the buffer it was decoded into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pages {
     first: usize,
     count: usize,
-    /// Where each page begins, and how long it is.
+    /// The start of each page, and its length.
     places: [(u32, u16); MAX_PAGES],
 }
 
 impl Pages {
-    /// No pages yet; the first that is pushed has this rank.
+    /// No pages yet; the first page pushed gets rank `first`.
     pub(crate) fn starting_at(first: usize) -> Pages {
         Pages { first, count: 0, places: [(0, 0); MAX_PAGES] }
     }
 
-    /// Pages of [`PAGE`] bytes that lie side by side from the buffer's start, in the order of their ranks.
+    /// Pages of [`PAGE`] bytes, side by side from the buffer's start, in the order of their ranks.
     #[must_use]
     pub fn side_by_side(count: usize) -> Pages {
         let mut pages = Pages::starting_at(0);
@@ -212,7 +213,7 @@ impl Pages {
         pages
     }
 
-    /// How many pages.
+    /// The number of pages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
@@ -224,7 +225,7 @@ impl Pages {
         self.count == 0
     }
 
-    /// Where the page of this rank lies in the output buffer; `None` when its strip was not decoded.
+    /// The range of the page of this rank in the output buffer; `None` when its strip was not decoded.
     #[must_use]
     pub fn get(&self, rank: usize) -> Option<Range<usize>> {
         let i = rank.checked_sub(self.first).filter(|&i| i < self.count)?;
@@ -238,7 +239,7 @@ impl Pages {
     }
 }
 
-/// For lengths that cannot exceed [`MAX_PAYLOAD`] by far.
+/// Converts lengths that cannot exceed [`MAX_PAYLOAD`] by far.
 pub(crate) fn to_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

@@ -6,7 +6,7 @@ use crate::seal::Bound;
 use crate::shape::HEADER;
 use crate::*;
 
-/// One page: how long, and whether it packs well.
+/// One page, of any length, compressible or not.
 fn page() -> impl Strategy<Value = Vec<u8>> {
     let len = prop_oneof![Just(0usize), Just(PAGE), 0..=PAGE, (PAGE - 40)..=PAGE];
     (len, any::<u64>(), 0u8..3).prop_map(|(len, seed, kind)| {
@@ -86,7 +86,7 @@ proptest! {
         payload[bit / 8] ^= 1 << (bit % 8);
         match decode_all(&encoded, 7, &payload) {
             Err(CodecError::Broken { .. }) => {}
-            // What fills a strip up to its unit belongs to nobody.
+            // The padding of a strip up to its unit belongs to no page.
             Ok((decoded, out)) => {
                 prop_assert_eq!(before[bit / 8], 0);
                 for (rank, page) in pages.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! R35: encoding and decoding take no heap memory, counted by an allocator that counts.
+//! R35: encoding and decoding take no heap memory, checked by a counting allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -55,7 +55,7 @@ fn encoding_and_decoding_allocate_nothing() {
     }
     let mixed: Vec<u8> =
         noise.iter().enumerate().map(|(i, b)| if i % 5000 < 3000 { 3 } else { *b }).collect();
-    // Reading what zstd packed allocates once a thread.
+    // Decoding zstd's strips allocates once per thread.
     let (encoded, payload) = encoders[1].encode(1, Grain::Fine, [&mixed[..PAGE]]);
     decode(&encoded, 1, 0..1, payload, &mut back).unwrap();
     let calls = heap_calls(|| {

@@ -1,9 +1,9 @@
 //! The clock that the kernel stamps files by.
 //!
-//! A file's times come from two sides: the kernel stamps what it writes back, and files of other file systems; the daemon stamps
-//! what is made and removed. By two clocks a file would seem to be changed before it was made. The kernel's is its coarse
-//! one, up to a tick behind the exact one; and since Linux 6.13 never behind a stamp that any file system gave
-//! before, which no clock shows that a program can read. So the kernel is asked for a stamp.
+//! A file's times have two origins: the kernel stamps its write-back and files of other file systems; the daemon stamps
+//! creations and removals. With two clocks a file could seem to be changed before it was made. The kernel uses its
+//! coarse clock, up to a tick behind the exact one; since Linux 6.13 it is never behind a stamp that any file system
+//! gave before, and no clock that a program can read shows that. So the daemon asks the kernel for a stamp.
 
 use std::os::fd::OwnedFd;
 
@@ -11,7 +11,7 @@ use overspill_tmpfs::{Clock, Timestamp};
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A pipe that is stamped to be asked for the time. Two system calls, half a microsecond.
+/// A pipe whose stamp tells the kernel's time. Two system calls, half a microsecond.
 #[derive(Debug)]
 pub(crate) struct KernelClock(Option<OwnedFd>);
 
@@ -43,7 +43,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt as _;
 
-    /// Stamps of ours and of a file system that the kernel stamps, in turn, while others make it give out finer ones.
+    /// Stamps of ours and of a file system that the kernel stamps, in turn, while other threads make the kernel give
+    /// finer ones.
     #[test]
     fn stamps_follow_those_of_other_file_systems() {
         let dir = tempfile::tempdir().unwrap();
@@ -53,7 +54,7 @@ mod tests {
         for n in 0..2000 {
             let path = dir.path().join((n % 3).to_string());
             std::fs::write(&path, "x").unwrap();
-            // Looked at, so that the next stamp of this file is a finer one.
+            // Read, so that the next stamp of this file is a finer one.
             let metadata = std::fs::metadata(&path).unwrap();
             let theirs =
                 Timestamp { sec: metadata.mtime(), nsec: u32::try_from(metadata.mtime_nsec()).unwrap() };

@@ -1,7 +1,7 @@
-//! Virtual memory in user space: memory that may grow past RAM, into a store its user chose.
+//! Virtual memory in user space: memory that may grow past RAM, into a store that its user chose.
 //!
-//! This crate puts the parts together: the VM, its stores and its faces, and the threads that drive them. The parts
-//! are re-exported for programs that want only some.
+//! This crate puts the parts together: the VM, its stores and its faces, and the threads that drive them. The parts are
+//! re-exported for programs that need only some.
 //!
 //! - [`mount`]: a tmpfs with its own pager, mounted through FUSE.
 //! - [`stats`]: where every byte of such a mount is.

@@ -1,10 +1,10 @@
 //! A log that cannot fail its program.
 //!
-//! A thread that logs puts its line into a queue of bounded length and goes on: it waits for nobody, and never hears of a file
-//! that is full, a disk that hangs or a reader that has gone. A thread of its own writes the lines. What could not be queued or
-//! written is counted ([`lost_lines`]), and `stats` shows it.
+//! A thread that logs puts its line into a bounded queue and goes on: it never waits, and never sees a full file, a
+//! hanging disk or a closed pipe. A thread of the log's own writes the lines. Lines that could not be queued or written
+//! are counted ([`lost_lines`]), and `stats` shows the count.
 //!
-//! A line stays one line: what names contain (newlines, escape sequences) is written as `\n`, `\u{1b}` and so on.
+//! A line stays one line: newlines and escape sequences in names are written as `\n`, `\u{1b}` and so on.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,28 +14,28 @@ use std::time::{Duration, Instant};
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 1024;
-/// Bytes of a line, at most: so much memory a log that hangs may hold, [`QUEUE`] times.
+/// Bytes of a line, at most: a hanging log holds at most [`QUEUE`] times as much.
 const LONGEST: usize = 1024;
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines of this process that were to be logged and could not be.
+/// Lines that this process failed to log.
 pub fn lost_lines() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
 enum Ask {
     Write(Vec<u8>),
-    /// Say so when all that was queued before is written.
+    /// Reply when all lines queued before are written.
     Flush(SyncSender<()>),
 }
 
-/// Where lines are put. A cheap handle.
+/// The sending end of a log. A cheap handle.
 #[derive(Debug, Clone)]
 pub struct Log(SyncSender<Ask>);
 
 impl Log {
-    /// A log that is written to `file`, by a thread of its own.
+    /// A log that its own thread writes to `file`.
     ///
     /// # Errors
     /// When the system gives no more threads.
@@ -45,7 +45,7 @@ impl Log {
         Ok(Log(sender))
     }
 
-    /// A log of which every line counts as lost.
+    /// A log that counts every line as lost.
     #[must_use]
     pub fn nowhere() -> Log {
         Log(sync_channel(1).0)
@@ -60,7 +60,7 @@ impl Log {
         }
     }
 
-    /// Waits until what was queued is written, but not longer than this.
+    /// Waits until the queued lines are written, or `at_most`.
     pub fn flush(&self, at_most: Duration) {
         let (done, is_done) = sync_channel(1);
         let until = Instant::now() + at_most;
@@ -103,7 +103,7 @@ fn write_lines(mut file: File, asked: &Receiver<Ask>) {
     }
 }
 
-/// The text as one line of at most [`LONGEST`] bytes, with its end.
+/// The text as one line of at most [`LONGEST`] bytes, newline included.
 fn one_line(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(text));
     let mut line = String::with_capacity(text.len() + 1);
@@ -118,7 +118,7 @@ fn one_line(text: &[u8]) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// A terminal shows a plain character as one, where it stands.
+/// True if a terminal shows the character as one, in place.
 fn is_plain(character: char) -> bool {
     // Direction marks and line separators reorder or break a line without being control characters.
     !character.is_control()
@@ -159,8 +159,8 @@ mod tests {
         assert_eq!(all, (0..100).map(|n| format!("{n}\n")).collect::<String>());
     }
 
-    /// A reader that does not read, one that has gone, and a full disk: nobody who logs waits, fails or panics, and what is
-    /// missing is counted.
+    /// With a reader that does not read, one that has gone, and a full disk, no logging thread waits, fails or panics,
+    /// and missing lines are counted.
     #[test]
     fn a_log_never_fails_its_program() {
         let (reader, writer) = pipe();

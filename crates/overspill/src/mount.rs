@@ -26,7 +26,7 @@ pub struct MountOptions {
     pub memory: u64,
     /// Bytes that files may hold.
     pub size: u64,
-    /// How many inodes there may be, if that is limited.
+    /// The most inodes, if that is limited.
     pub nr_inodes: Option<u64>,
     /// Permissions of the root directory.
     pub mode: u32,
@@ -46,11 +46,11 @@ pub struct MountOptions {
     pub noatime: bool,
     /// Let other users in.
     pub allow_other: bool,
-    /// Where pages go that memory cannot hold.
+    /// The store for pages that memory cannot hold.
     pub store: StoreChoice,
-    /// How the store is laid out on its disk.
+    /// The store's layout on its disk.
     pub layout: Layout,
-    /// How pages are compressed, in memory and on the way to the store.
+    /// The compressor of pages, in memory and on the way to the store.
     pub compress: Method,
     /// Take a store that would otherwise be refused: an existing file, one on a tmpfs.
     pub force: bool,
@@ -58,18 +58,18 @@ pub struct MountOptions {
     pub debug: Debugging,
 }
 
-/// Where pages go that memory cannot hold.
+/// The store for pages that memory cannot hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreChoice {
     /// An unnamed file in this directory.
     Directory(PathBuf),
     /// This file, which must not exist; it loses its name as soon as it is open.
     File(PathBuf),
-    /// Nowhere: what memory cannot hold is refused.
+    /// None: data that memory cannot hold is refused.
     None,
 }
 
-/// How a store in a directory is laid out.
+/// The layout of a store in a directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Layout {
     /// One file for all.
@@ -103,13 +103,13 @@ pub struct Debugging {
     pub fail_reads: bool,
     /// `fail-writes`: all writes to the store fail.
     pub fail_writes: bool,
-    /// `fail-writes-2s`: all writes to the store fail that come within two seconds of the first.
+    /// `fail-writes-2s`: all writes to the store fail within two seconds of the first.
     pub fail_writes_briefly: bool,
     /// `damage-reads`: all reads of the store bring damaged data.
     pub damage_reads: bool,
     /// `hang-reads`: no read of the store ends.
     pub hang_reads: bool,
-    /// `no-uring`: the store's I/O as where io_uring is refused.
+    /// `no-uring`: the store's I/O runs as if io_uring were refused.
     pub no_uring: bool,
 }
 
@@ -118,7 +118,7 @@ impl Debugging {
     pub const WORDS: &str =
         "evict, fail-reads, fail-writes, fail-writes-2s, damage-reads, hang-reads, no-uring";
 
-    /// Turns on what a word of [`Debugging::WORDS`] says. False for any other.
+    /// Turns on a word of [`Debugging::WORDS`]. False for any other word.
     pub fn turn_on(&mut self, word: &str) -> bool {
         let switch = match word {
             "evict" => &mut self.evict,
@@ -160,7 +160,7 @@ pub enum MountErrorKind {
     Other,
 }
 
-/// Why there is no mount. Each says what failed, on what, and what to do.
+/// The reason why there is no mount. Each message says which step failed, on which object, and a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// See [`StoreError`].
@@ -172,7 +172,7 @@ pub enum MountError {
     /// The store would page to another pager.
     #[error("no store at {}: it lies on another overspill mount; choose a disk, or --force to page twice", .0.display())]
     StoreOnOverspill(PathBuf),
-    /// The store would take the memory it is there to save.
+    /// The store would take the memory that it should save.
     #[error("no store at {}: it lies on a tmpfs, which is memory; choose a disk, --store none, or --force", .0.display())]
     StoreOnTmpfs(PathBuf),
     /// Too little memory for buffers.
@@ -216,14 +216,14 @@ fn process_memory(memory: usize) -> usize {
 /// Bytes the kernel may hold dirty for a mount with this much memory.
 fn dirty_max(options: &MountOptions) -> u64 {
     match options.store {
-        // What is promised must fit the memory itself.
+        // Promised data must fit into memory itself.
         StoreChoice::None => (options.memory / 16).clamp(1 << 20, 64 << 20),
-        // Each page of it may be far from all others, and then takes half as much of metadata again.
+        // Each dirty page may be far from all others, and then takes half as much again in metadata.
         _ => (options.memory / 4).clamp(1 << 20, 256 << 20),
     }
 }
 
-/// Mounts, calls `ready` with one-line notes on what had to be done without, and serves until unmounted.
+/// Mounts, calls `ready` with one-line notes on missing features, and serves until unmounted.
 ///
 /// # Errors
 /// When the mount cannot be made, or its connection to the kernel breaks. Nothing is left behind.
@@ -299,16 +299,16 @@ fn fuse_options(options: &MountOptions, tuning: Tuning, dirty_max: u64) -> FuseO
     }
 }
 
-/// Asks the kernel to treat a process that reclaim may wait for with care. Needs CAP_SYS_RESOURCE, which even root
-/// may lack in a container; `doctor` says so, here it is only logged.
+/// Asks the kernel to treat a process that reclaim may wait for with care. Needs CAP_SYS_RESOURCE, which even root may
+/// lack in a container; `doctor` says so, here it is only logged.
 fn protect_daemon() {
     if let Err(error) = overspill_sys::process::set_io_flusher() {
         tracing::info!(%error, "PR_SET_IO_FLUSHER refused: under memory pressure the kernel may make this daemon wait");
     }
 }
 
-/// The most files may hold is what memory and the store's disk could hold, where that is less than `size`: who
-/// writes must hear of a full disk from write(2), not from a pager that cannot evict.
+/// Limits files to the capacity of memory and the store's disk, where that is less than `size`: a writer must hear of a
+/// full disk from write(2), not from a pager that cannot evict.
 fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
     let capacity = vm.capacity(fs.account());
     fs.account().set_limit(size_pages.min(capacity));
@@ -325,8 +325,8 @@ fn open_store(
         StoreChoice::Directory(path) | StoreChoice::File(path) => path,
     };
     check_place(path, options)?;
-    // Slots of pages that died stay taken until their cluster's last page dies, at worst one page in sixteen. What
-    // that takes of the disk is limited by the disk (limit_to_capacity), so the numbering is not what runs out first.
+    // Slots of dead pages stay taken until their cluster's last page dies, at worst one page in sixteen. The disk
+    // itself limits the space they take (limit_to_capacity), so the numbering does not run out first.
     let capacity = (16 * (options.size.saturating_add(beyond) / PAGE as u64)).saturating_add(1 << 14);
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
     let (file, io_mode): (Arc<dyn Store>, IoMode) = match (&options.store, options.layout) {
@@ -342,7 +342,7 @@ fn open_store(
         }
         (_, Layout::PerObject) => {
             allow_many_files();
-            // A sixteenth of the memory remembers where their blocks are.
+            // A sixteenth of the memory holds the maps of their blocks.
             let most = usize::try_from(options.memory / 16).unwrap_or(usize::MAX) / PerObjectStore::FILE_COST;
             let files = PerObjectStore::in_directory(path, capacity, most)?;
             let mode = files.mode();
@@ -384,7 +384,7 @@ fn open_store(
     Ok((Some(Arc::new(faulty)), format!("{mode}, with faults")))
 }
 
-/// How the store does its I/O, in words; where the kernel gave no ring, a note says so.
+/// The store's way of I/O, in words; where the kernel gave no ring, a note says so.
 fn with_store_io(mode: String, driver: &Driver, notes: &mut Vec<String>) -> String {
     match driver.store_io() {
         StoreIo::Ring => format!("{mode}, io_uring"),
@@ -396,7 +396,7 @@ fn with_store_io(mode: String, driver: &Driver, notes: &mut Vec<String>) -> Stri
     }
 }
 
-/// Takes as many open files as the system gives without asking.
+/// Raises the limit of open files to the maximum.
 fn allow_many_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! Where files really are: a path's file system and its path within it, whatever symlinks and bind mounts lead there.
+//! Places of files: a path's file system and its path within it, through any symlinks and bind mounts.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 pub struct Place {
     /// The file system, as `major:minor`.
     device: String,
-    /// From that file system's own root.
+    /// The path from that file system's own root.
     path: PathBuf,
     /// Its type, such as `ext4` or `fuse.overspill`.
     pub fs_type: String,
 }
 
 impl Place {
-    /// Where an existing path is.
+    /// The place of an existing path.
     ///
     /// # Errors
     /// When the path cannot be resolved, or /proc is not mounted.
@@ -26,7 +26,7 @@ impl Place {
             .ok_or_else(|| io::Error::other("no mount holds this path"))
     }
 
-    /// `path`, absolute and without symlinks, among the mounts of `mountinfo`.
+    /// The place of `path`, absolute and without symlinks, among the mounts of `mountinfo`.
     fn find(path: &Path, mountinfo: &[u8]) -> Option<Place> {
         let lines = mountinfo.split(|&b| b == b'\n').filter_map(Mount::parse);
         // Of several mounts on one point the last is on top.
@@ -61,7 +61,7 @@ impl Mount {
     }
 }
 
-/// Spaces and the like are written as three octal digits.
+/// Decodes spaces and the like, which are written as three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

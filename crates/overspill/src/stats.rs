@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::metrics::{Group, METRICS, Metric, Stats, Unit};
 
-/// Why there are no statistics.
+/// The reason why there are no statistics.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
     /// Not a mount of ours, or not its root.
@@ -18,7 +18,7 @@ pub enum StatsError {
     /// The mount did not answer.
     #[error("the mount on {0} does not answer: {1}")]
     NoAnswer(String, std::io::Error),
-    /// The answer makes no sense: another version's daemon, perhaps.
+    /// The answer cannot be parsed: another version's daemon, perhaps.
     #[error("the mount on {0} gave an answer that cannot be read: {1}")]
     Garbled(String, serde_json::Error),
 }
@@ -31,7 +31,7 @@ pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
     report(root, STATS)
 }
 
-/// Asks a mount for the caches that its metadata is in.
+/// Asks a mount for the object caches of its metadata.
 ///
 /// # Errors
 /// As [`of_mount`].
@@ -59,11 +59,11 @@ pub(crate) const SLABINFO: &str = "slabinfo";
 pub struct Slabinfo {
     /// Each cache: fields as in [`overspill_slab::slabinfo::CacheInfo`].
     pub caches: Vec<serde_json::Value>,
-    /// Address space the arena has.
+    /// Address space of the arena.
     pub imported_bytes: u64,
-    /// Of that: in caches.
+    /// Part of it in caches.
     pub used_bytes: u64,
-    /// Of that: may be in RAM.
+    /// Part of it that may be in RAM.
     pub resident_bytes: u64,
     /// Records that describe the arena itself.
     pub record_bytes: u64,
@@ -142,7 +142,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
     }
 }
 
-/// This process's resident memory, now and at most.
+/// This process's resident memory, now and at its peak.
 fn rss() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {

@@ -1,22 +1,22 @@
-//! The threads that run a VM in production: the other driver is the simulation.
+//! The threads that run a VM in production. The other driver is the simulation.
 //!
 //! | thread | does | waits for |
 //! |---|---|---|
 //! | pageout | [`Pager::pageout`] steps, compression included | pressure, completions |
-//! | helper | compression beside it ([`Pager::help_pageout`]); again where it is cold ([`Pager::recompress`]); tells the time ([`Pager::tick`]) | writers that wait for memory; an idle core; alarms |
+//! | helper | compression beside it ([`Pager::help_pageout`]); recompression ([`Pager::recompress`]); tells the time ([`Pager::tick`]) | writers that wait for memory; an idle core; alarms |
 //! | store (2) | writes to the store, and reads from it, neighbours together, by io_uring | requests, completions |
-//! | read again, write again | what came back from there in part or not at all | requests |
+//! | read again, write again | requests that a ring failed or did in part | requests |
 //! | upkeep | preallocation, hole punching, memory back to the kernel | a second, or pageout, which may wait for space |
 //! | source | reads from sources, where a driver is asked for such threads | requests |
 //! | tasks (2) | parked operations whose ticket completed | tickets |
 //!
 //! Where io_uring is refused, or the store's file system takes no direct I/O, two threads write (`store`) and four read
-//! (`fetch`). Readers and writers do not share threads: neither can keep the other from the store. A thread that panics takes the
-//! process with it: a mount that answers ENOTCONN is better than one that hangs for want of pageout.
+//! (`fetch`). Readers and writers do not share threads: neither can keep the other from the store. A thread that panics
+//! aborts the process: a mount that answers ENOTCONN is better than one that hangs for lack of pageout.
 //!
-//! None of them is an operation's own: what waits is a task, and tasks hold no thread. But a thread that would wait for its
-//! operation's read does it itself ([`Spawn::begun`]): waking another one, and being woken, takes longer
-//! than a fast disk.
+//! No operation has a thread of its own: a waiting operation is a task, and tasks hold no thread. But a thread that
+//! would wait for its operation's read does the read itself ([`Spawn::begun`]): waking another thread, and being woken,
+//! takes longer than a fast disk.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,11 +41,11 @@ const FETCHERS: usize = 4;
 const WRITERS: usize = 2;
 /// Threads for parked operations.
 const TASKS: usize = 2;
-/// How long an idle core is taken for packing again what is cold, and how long it is left alone, and watched, then.
+/// Length of a turn of recompression on an idle core, and of the pause after it, in which the core is watched.
 const REPACK: Duration = Duration::from_millis(100);
 const BETWEEN_REPACKS: Duration = Duration::from_millis(300);
 
-/// A running driver. Dropping it stops the threads after what they are doing.
+/// A running driver. Dropping it stops the threads after their current work.
 pub struct Driver {
     wakeups: Arc<Wakeups>,
     tasks: Arc<Executor<'static>>,
@@ -56,7 +56,7 @@ pub struct Driver {
 /// Options of a driver.
 #[derive(Debug, Clone, Copy)]
 pub struct DriverOptions {
-    /// Hold the whole process to so many bytes.
+    /// Hold the whole process to this many bytes.
     pub memory: Option<usize>,
     /// Do the stores' I/O by io_uring, where there is any.
     pub uring: bool,
@@ -64,19 +64,19 @@ pub struct DriverOptions {
     pub source_threads: usize,
 }
 
-/// How the store's I/O is done.
+/// The store's way of I/O.
 #[derive(Debug)]
 pub enum StoreIo {
     /// By io_uring.
     Ring,
-    /// Threads, by pread and pwrite; where the kernel refused a ring, why.
+    /// By threads with pread and pwrite; the error if the kernel refused a ring.
     Threads(Option<std::io::Error>),
 }
 
 /// Tries to make a ring.
 ///
 /// # Errors
-/// Why not.
+/// The reason if not.
 pub fn try_ring() -> std::io::Result<()> {
     ring::new(1).map(drop)
 }
@@ -109,25 +109,25 @@ impl Driver {
         Ok(driver)
     }
 
-    /// How often a thread found work, after it had waited as long as it ever does, that it had not been woken for. Each is a
-    /// signal that was lost: a bug, which costs half a second.
+    /// Count of the times that a thread found work, after its longest wait, that it had not been woken for. Each is a
+    /// lost signal: a bug, which costs half a second.
     pub fn lost_signals(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let wakeups = self.wakeups.clone();
         move || wakeups.late.count()
     }
 
-    /// How the store's I/O is done.
+    /// The store's way of I/O.
     pub fn store_io(&self) -> &StoreIo {
         &self.store_io
     }
 
-    /// A ring where the kernel gives one; else threads.
+    /// Starts rings where the kernel gives one; else threads.
     fn start_store_io(&mut self, pager: &Pager, uring: bool) -> std::io::Result<()> {
         let has_file = |(_, store): (_, &Arc<dyn Store>)| store.direct(0, 0).is_some();
         if uring && pager.stores().any(has_file) {
             match self.start_ring(pager)? {
                 Ok(()) => {
-                    // One is enough; the others may be refused for want of memory.
+                    // One is enough; the others may be refused for lack of memory.
                     (1..RINGS).try_for_each(|_| self.start_ring(pager).map(drop))?;
                     self.store_io = StoreIo::Ring;
                     self.spawn_thread("read again", pager, ring::read_again)?;
@@ -145,7 +145,7 @@ impl Driver {
         Ok(())
     }
 
-    /// A thread with a ring, which it must make itself; the kernel may refuse it that.
+    /// Starts a thread with a ring. The thread must make the ring itself; the kernel may refuse it.
     fn start_ring(&mut self, pager: &Pager) -> std::io::Result<std::io::Result<()>> {
         let (sender, made) = std::sync::mpsc::channel();
         self.spawn_thread("store", pager, move |pager, wakeups| ring::run(pager, wakeups, &sender))?;
@@ -163,7 +163,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Where operations that wait are parked.
+    /// The spawner for parked operations.
     pub fn spawner(&self, pager: &Pager) -> Arc<dyn Spawn> {
         Arc::new(Spawner { tasks: self.tasks.clone(), pager: pager.clone(), wakeups: self.wakeups.clone() })
     }
@@ -174,11 +174,11 @@ impl Drop for Driver {
         self.wakeups.stop.store(true, Ordering::Release);
         for _ in 0..self.threads.len() {
             self.wakeups.wake_all();
-            // A task that does nothing wakes a task thread, which then sees that it should stop.
+            // An empty task wakes a task thread, which then sees that it should stop.
             self.tasks.spawn(async {}).detach();
         }
         for thread in self.threads.drain(..) {
-            // None has panicked: that would have been the end of the process.
+            // None has panicked: that would have ended the process.
             let _ = thread.join();
         }
     }
@@ -188,7 +188,7 @@ fn run_helper(pager: &Pager, wakeups: &Wakeups) {
     let mut cores = idle::Cores::default();
     let mut wait = AT_MOST;
     while !wakeups.stopped() {
-        // This thread never waits for a store, so the time is told whatever the store does.
+        // This thread never waits for a store, so time advances whatever the store does.
         pager.tick(wakeups.nanoseconds());
         if pager.help_pageout() {
             continue;

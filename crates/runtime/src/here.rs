@@ -1,5 +1,5 @@
-//! Waiting in place: an operation is tried where it arrived, and the thread waits with it for some milliseconds, as long as
-//! enough other threads are left to serve: memory and the store mostly answer within that.
+//! Waiting in place: an operation is tried on the thread where it arrived, which waits with it for some milliseconds,
+//! as long as enough other threads are left to serve: memory and the store mostly answer within that time.
 
 use std::future::Future;
 use std::pin::pin;
@@ -17,8 +17,8 @@ use std as imp;
 
 use crate::spawn::Spawn;
 
-/// How long a thread waits with its operation before it gives it up. When memory is short a writer's turn comes after that
-/// of some tens of others, a millisecond each.
+/// The longest wait in place, before the thread gives its operation up. When memory is short, a writer waits for some
+/// tens of others, a millisecond each.
 const WAIT_IN_PLACE: Duration = Duration::from_millis(40);
 
 struct Unpark(Thread);
@@ -46,12 +46,12 @@ impl Here {
         Here { spawn, may_wait: threads.saturating_sub(2).max(1), waiting: AtomicUsize::new(0) }
     }
 
-    /// Where operations go that this thread gives up.
+    /// The spawner for operations that this thread gives up.
     pub fn spawn(&self) -> &Arc<dyn Spawn> {
         &self.spawn
     }
 
-    /// Runs `op` on this thread if it ends at once or nearly so. `None`: it does not, and was dropped.
+    /// Runs `op` on this thread. `None` if it does not end at once or nearly so: then it was dropped.
     pub fn run<T>(&self, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);
         WAKER.with(|waker| {
@@ -66,7 +66,7 @@ impl Here {
                 self.spawn.begun(false);
                 return None;
             }
-            // Most operations wait for one read, done sooner here than by waking another thread.
+            // Most operations wait for one read, which is done sooner here than by waking another thread.
             self.spawn.begun(true);
             let until = Instant::now() + WAIT_IN_PLACE;
             let value = loop {
@@ -125,7 +125,7 @@ mod model {
         }
     }
 
-    /// Threads that wait in place are woken by the end of their operations, each by its own.
+    /// Threads that wait in place are woken when their operations end, each by its own.
     #[test]
     fn operations_that_wait_in_place_end() {
         let scenario = || {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Over less time than this ticks say nothing.
+/// Ticks over less time than this are no measurement.
 const WINDOW: Duration = Duration::from_millis(200);
 
 /// Ticks of all cores, as of the last look.
@@ -38,7 +38,7 @@ impl Ticks {
         let mut lines = stat.lines();
         let numbers: Vec<u64> =
             lines.next()?.strip_prefix("cpu ")?.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        // user nice system idle iowait irq softirq steal; what guests took is in user already.
+        // user nice system idle iowait irq softirq steal; guest time is in user already.
         let all = numbers.iter().take(8).sum();
         let cores = lines.take_while(|line| line.starts_with("cpu")).count() as u64;
         Some(Ticks { idle: numbers.get(3)? + numbers.get(4)?, all, cores })
@@ -46,7 +46,7 @@ impl Ticks {
 
     fn one_idle_since(self, before: Ticks) -> bool {
         let (idle, all) = (self.idle.saturating_sub(before.idle), self.all.saturating_sub(before.all));
-        // Three quarters of one: our own work of last time is in it.
+        // Three quarters of a core: our own recent work is included.
         all > 0 && idle * self.cores * 4 >= all * 3
     }
 }

@@ -1,11 +1,11 @@
-//! The reactor: a ring on a thread of its own, and its clients. Each client has requests to any descriptors; the reactor
-//! begins them, waits for all of them at once, and tells each client of its own.
+//! The reactor: a ring on a thread of its own, and its clients. Each client has requests to any descriptors; the
+//! reactor begins them, waits for all of them at once, and reports each to its client.
 
 use overspill_sys::{Ring, RingDone, RingOp};
 
 use crate::wake::{AT_MOST, KINDS, Worker};
 
-/// Has requests for a reactor.
+/// A source of requests for a reactor.
 pub trait Client {
     /// Begins requests, as long as the client has some and the ring has room.
     fn begin(&mut self, ring: &mut Requests<'_>);
@@ -13,7 +13,7 @@ pub trait Client {
     fn ready(&self) -> u8;
     /// Kinds that could be begun now.
     fn room(&self, ring: &Ring) -> u8;
-    /// A request of the client's is done.
+    /// A request of this client is done.
     fn done(&mut self, ring: &mut Requests<'_>, done: RingDone);
 }
 
@@ -85,7 +85,7 @@ impl Worker for Reactor<'_> {
             }
         });
         if let Err(error) = waited {
-            // Nothing is lost: requests under way still end, and are seen with the next wait.
+            // Nothing is lost: requests under way still end, and the next wait sees them.
             tracing::warn!(%error, "io_uring does not wait");
             std::thread::sleep(AT_MOST / 10);
         }

@@ -1,4 +1,4 @@
-//! Which signal wakes which thread.
+//! Mapping of signals to the threads that they wake.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ impl wake::Waker for RingWaker {
 }
 
 thread_local! {
-    /// Of the operation which this thread just begins.
+    /// Reads of the operation that this thread is just beginning.
     static HELD_BACK: RefCell<HeldBack> = RefCell::default();
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Wakeups {
     pub(crate) store: Event,
     pub(crate) fetch: Event,
     pub(crate) fill: Event,
-    /// Where there are rings these are woken instead of who waits for `store` and `fetch`.
+    /// Where there are rings, these are woken instead of the threads that wait for `store` and `fetch`.
     pub(crate) bells: Bells<RingWaker>,
     /// Requests that a ring could not do.
     pub(crate) reads_again: Requests<Vec<ReadIo>>,
@@ -35,7 +35,7 @@ pub(crate) struct Wakeups {
     pub(crate) upkeep: Event,
     /// Pageout waits for prepared space of the store.
     wants_space: AtomicBool,
-    /// Signals that were lost.
+    /// Count of lost signals.
     pub(crate) late: Late,
     pub(crate) stop: AtomicBool,
 }
@@ -65,7 +65,8 @@ impl Wakeups {
         HELD_BACK.with_borrow_mut(HeldBack::begin);
     }
 
-    /// It has begun; with `help` this thread waits for it. Answers whether it should do one of its reads itself.
+    /// The operation has begun; with `help` this thread waits for it. Returns true if it should do one of its reads
+    /// itself.
     pub(crate) fn operation_has_begun(&self, help: bool) -> bool {
         let (wake, own) = HELD_BACK.with_borrow_mut(|held| held.end(help));
         if wake {
@@ -74,23 +75,24 @@ impl Wakeups {
         own
     }
 
-    /// Somebody should take reads.
+    /// Reads are queued: wakes a thread that takes reads.
     pub(crate) fn reads_wait(&self) {
         if self.bells.are_there() { self.bells.ring(READS) } else { self.fetch.set() }
     }
 
-    /// Pageout needs prepared space: preparing it may wait for a disk and for memory, so upkeep does it, and says when it has.
+    /// Pageout needs prepared space. Preparing may wait for a disk and for memory, so upkeep does it, and reports when
+    /// done.
     pub(crate) fn ask_for_space(&self) {
         self.wants_space.store(true, Ordering::Release);
         self.upkeep.set();
     }
 
-    /// Takes pageout's question for space, if there is one.
+    /// Takes pageout's request for space, if there is one.
     pub(crate) fn takes_question(&self) -> bool {
         self.wants_space.swap(false, Ordering::AcqRel)
     }
 
-    /// Wakes everybody, to see that they should stop.
+    /// Wakes all threads, to see that they should stop.
     pub(crate) fn wake_all(&self) {
         for event in [&self.pageout, &self.helper, &self.store, &self.fetch, &self.fill, &self.upkeep] {
             event.set();

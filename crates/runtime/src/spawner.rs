@@ -1,4 +1,4 @@
-//! Operations that wait get a task, or do their own read.
+//! Waiting operations become tasks, or their threads do their reads.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -13,11 +13,11 @@ use crate::spawn::Spawn;
 use crate::store_io::threads::Reader;
 
 thread_local! {
-    /// Its buffer is for reads by this thread.
+    /// A reader with a buffer, for reads by this thread.
     static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
 }
 
-/// Hands parked operations to the driver's task threads, and lets threads that wait do their own reads.
+/// Hands parked operations to the driver's task threads, and lets waiting threads do their own reads.
 pub(crate) struct Spawner {
     pub(crate) tasks: Arc<Executor<'static>>,
     pub(crate) pager: Pager,

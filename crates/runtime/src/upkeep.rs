@@ -1,4 +1,4 @@
-//! Upkeep: store space ahead and behind, memory back to the kernel, compaction.
+//! Upkeep: preallocates and frees store space, gives memory back to the kernel, compacts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,14 +10,14 @@ use overspill_vm::Pager;
 use crate::signals::Wakeups;
 use crate::watch::MemoryWatch;
 
-/// How long upkeep lets others work between its turns.
+/// Pause between upkeep's turns, for other threads.
 const AFTER_UPKEEP: Duration = Duration::from_millis(5);
-/// How often upkeep runs when nobody asks.
+/// Interval of upkeep when no thread asks for it.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// Budgets below this are for pages and metadata alone: the program, larger than the smallest of them, comes on top.
+/// Budgets below this are for pages and metadata alone: the program, larger than the smallest budgets, comes on top.
 const SMALL: usize = 64 << 20;
 
-/// Segments that are compacted side by side: each waits for its reads most of the time.
+/// Segments compacted concurrently: each waits for its reads most of the time.
 const COMPACTORS: usize = 3;
 
 /// Compacts the store as tasks, one segment after the other, while too much of it is dead.
@@ -30,10 +30,10 @@ pub(crate) struct Compactor {
 
 /// A compaction that found nothing is not begun again sooner.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// So many segments should make a difference.
+/// This many segments should make a difference.
 const ROUND: usize = 16;
 
-/// Compacts as long as there is more dead than should be, and it becomes less.
+/// Compacts while too much is dead and the dead bytes decrease.
 async fn compact(pager: &Pager) {
     let mut before = u64::MAX;
     while pager.wants_compaction() && pager.dead_bytes() < before {
@@ -56,7 +56,7 @@ impl Compactor {
             return;
         }
         self.looked = Instant::now();
-        // Only who runs upkeep adds to it.
+        // Only the upkeep thread increments it.
         while pager.wants_compaction() && self.busy.load(Ordering::Acquire) < COMPACTORS {
             self.busy.fetch_add(1, Ordering::AcqRel);
             let (pager, busy) = (pager.clone(), self.busy.clone());
@@ -70,7 +70,7 @@ impl Compactor {
     }
 }
 
-/// Prepares space that pageout waits for, if it does, and says so.
+/// Prepares space if pageout waits for it, and reports to pageout.
 fn answers_pageout(pager: &Pager, wakeups: &Wakeups) -> bool {
     let asked = wakeups.takes_question();
     if asked {
@@ -91,7 +91,7 @@ pub(crate) fn run_upkeep(pager: &Pager, wakeups: &Wakeups, memory: Option<usize>
             std::thread::sleep(AFTER_UPKEEP);
         }
         while pager.maintain_stores() && !wakeups.stopped() {
-            // Punching is done in large pieces and leaves the disk to others in between.
+            // Punching is done in large pieces and leaves the disk to other users in between.
             std::thread::sleep(Duration::from_millis(1));
             answers_pageout(pager, wakeups);
         }
@@ -110,7 +110,7 @@ mod tests {
     use overspill_store::MemStore;
     use overspill_vm::{Account, Allowance, PAGE, Step, VmConfig};
 
-    /// Pageout waits for an answer: it hears of it, once for each question.
+    /// Pageout gets one answer for each request for space.
     #[test]
     fn pageout_hears_of_space_that_was_prepared() {
         let store = Arc::new(MemStore::unprepared(1 << 16));

@@ -1,11 +1,11 @@
-//! How the driver's threads are woken, apart from what they do: so that all of it runs under a model checker, where a wake-up
-//! that is lost is a deadlock (`cargo test -p overspill-runtime --features shuttle --lib wake`).
+//! Waking of the driver's threads, apart from their work: so that all of it runs under a model checker, where a lost
+//! wake-up is a deadlock (`cargo test -p overspill-runtime --features shuttle --lib wake`).
 //!
 //! - [`Event`]: a flag that one thread waits for.
 //! - [`Requests`]: a queue of requests with an event.
-//! - [`Bells`] and [`serve`]: threads that wait in the kernel for completions, each with room for some requests, and are rung
-//!   there when there are new ones.
-//! - [`HeldBack`]: signals that wait until it is known who can do without being woken.
+//! - [`Bells`] and [`serve`]: threads that wait in the kernel for completions, each with room for some requests, and
+//!   are rung there when there are new ones.
+//! - [`HeldBack`]: signals held back until it is known if a thread must be woken for them.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -22,7 +22,7 @@ use std::sync as imp;
 /// Threads wait with a bound, so that a signal lost to a bug costs time and not the mount.
 pub(crate) const AT_MOST: Duration = Duration::from_millis(500);
 
-/// A flag to wait for: set by anybody, cleared by the thread that waits.
+/// A flag to wait for: any thread sets it, the waiting thread clears it.
 #[derive(Default)]
 pub(crate) struct Event {
     set: Mutex<bool>,
@@ -39,7 +39,7 @@ impl Event {
         self.changed.notify_one();
     }
 
-    /// Waits until it is set, or for so long. Says whether it was set.
+    /// Waits until it is set, at most `at_most`. Returns true if it was set.
     pub(crate) fn wait(&self, at_most: Duration) -> bool {
         let guard = self.lock();
         let (mut guard, _) = self
@@ -49,7 +49,7 @@ impl Event {
         std::mem::take(&mut *guard)
     }
 
-    /// Waits until it is set, but not longer than this, and leaves it set. Says whether it is.
+    /// Waits until it is set, at most `at_most`, and leaves it set. Returns true if it is.
     pub(crate) fn becomes_set(&self, at_most: Duration) -> bool {
         let (guard, _) = self
             .changed
@@ -59,16 +59,16 @@ impl Event {
     }
 }
 
-/// A thread that makes work signals after it has made it: a signal may still come so late.
+/// Signals may come this late: a thread signals after it has made the work.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
-/// Counts the times that a thread found work which nobody had woken it for, after it had waited as long as it ever does:
-/// each is a signal that was lost.
+/// Counts the times that a thread found work, after its longest wait, that no thread had woken it for: each is a lost
+/// signal.
 #[derive(Default)]
 pub(crate) struct Late(std::sync::atomic::AtomicU64);
 
 impl Late {
-    /// A thread has waited (`woken`: and was woken) and now found work, or none.
+    /// A thread has waited (`woken`: and was woken), and then found work or not.
     pub(crate) fn look(&self, woken: bool, found: bool, event: &Event) {
         if !woken && found && !event.becomes_set(ON_ITS_WAY) {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -102,7 +102,7 @@ impl<T> Requests<T> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// The next one. Waits a while where there is none, and may then answer none.
+    /// The next request. Waits a while if there is none, and may then return `None`.
     pub(crate) fn next(&self, late: &Late) -> Option<T> {
         if let Some(next) = self.take() {
             return Some(next);
@@ -121,7 +121,7 @@ impl<T> Requests<T> {
 /// Kinds of requests, as bits.
 pub(crate) const READS: u8 = 1;
 pub(crate) const WRITES: u8 = 2;
-/// All of them.
+/// All kinds.
 pub(crate) const KINDS: u8 = READS | WRITES;
 
 /// Wakes a thread that waits in the kernel.
@@ -129,15 +129,16 @@ pub(crate) trait Waker: Send + Sync {
     fn wake(&self);
 }
 
-/// Wakes a thread that serves requests, if it sleeps: a system call, which a thread that does not sleep is spared.
+/// Wakes a thread that serves requests, if it sleeps: a thread that is awake costs no system call.
 pub(crate) struct Bell<W> {
     waker: W,
-    /// It sleeps, and has room for requests of these kinds.
+    /// Kinds of requests that the thread, asleep, has room for; 0 while it is awake.
     waits_for: AtomicU8,
 }
 
 impl<W: Waker> Bell<W> {
-    /// The thread is about to sleep. Whoever makes something ready after this rings; it must look once more itself.
+    /// The thread is about to sleep. A thread that makes a request after this rings; the sleeper must check once more
+    /// itself.
     fn sleeps(&self, room_for: u8) {
         self.waits_for.store(room_for, Ordering::SeqCst);
     }
@@ -148,10 +149,10 @@ impl<W: Waker> Bell<W> {
     }
 }
 
-/// Threads that serve requests, at most.
+/// The most threads that serve requests.
 pub(crate) const RINGS: usize = 2;
 
-/// The bells of all of them.
+/// The bells of all serving threads.
 pub(crate) struct Bells<W>([OnceLock<Bell<W>>; RINGS]);
 
 impl<W> Default for Bells<W> {
@@ -161,7 +162,7 @@ impl<W> Default for Bells<W> {
 }
 
 impl<W: Waker> Bells<W> {
-    /// A bell for one more, if there is place.
+    /// A bell for one more thread, if there is room.
     pub(crate) fn add(&self, waker: W) -> Option<&Bell<W>> {
         let mut bell = Some(Bell { waker, waits_for: AtomicU8::new(0) });
         self.0.iter().find_map(|place| {
@@ -178,8 +179,8 @@ impl<W: Waker> Bells<W> {
         self.0[0].get().is_some()
     }
 
-    /// Wakes one that sleeps and has room for a request of this kind. Where none does, all that have are about to look
-    /// anyway, and the others look when they have.
+    /// Wakes a sleeping thread with room for a request of this kind. If none sleeps, threads with room are about to
+    /// check anyway, and the others check when they have room.
     pub(crate) fn ring(&self, kind: u8) {
         let wakes = |bell: &&Bell<W>| {
             let up = |room_for: u8| (room_for & kind != 0).then_some(0);
@@ -200,7 +201,7 @@ impl<W: Waker> Bells<W> {
 pub(crate) trait Worker {
     /// Takes requests, as long as it has room for them.
     fn begin(&mut self);
-    /// Kinds of which there are requests that no thread has taken.
+    /// Kinds of requests that no thread has taken.
     fn ready(&self) -> u8;
     /// Kinds that it has room for.
     fn room(&self) -> u8;
@@ -217,7 +218,7 @@ pub(crate) fn serve<W: Waker>(
 ) {
     while !stopped() {
         worker.begin();
-        // Another thread takes requests that there is no room for here.
+        // Another thread takes requests for which this one has no room.
         for kind in [READS, WRITES] {
             if worker.ready() & kind != 0 {
                 bells.ring(kind);
@@ -232,7 +233,7 @@ pub(crate) fn serve<W: Waker>(
     }
 }
 
-/// Reads that the operation which a thread just begins has asked for, and no thread was woken for.
+/// Count of reads by the operation that a thread is just beginning, for which no thread was woken.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct HeldBack(Option<u32>);
 
@@ -242,7 +243,7 @@ impl HeldBack {
         self.0 = Some(0);
     }
 
-    /// A read was asked for. False where it is not held back, and a thread must be woken for it now.
+    /// A read was requested. False if it is not held back: a thread must be woken for it now.
     pub(crate) fn hold(&mut self) -> bool {
         match &mut self.0 {
             Some(reads) => {
@@ -253,8 +254,8 @@ impl HeldBack {
         }
     }
 
-    /// The operation has begun: says whether a thread must be woken for its reads, and whether this thread should do one
-    /// itself, which it does where it waits for it (`help`).
+    /// The operation has begun. Returns if a thread must be woken for its reads, and if this thread should do one
+    /// itself, which it does when it waits for the operation (`help`).
     pub(crate) fn end(&mut self, help: bool) -> (bool, bool) {
         let reads = self.0.take().unwrap_or(0);
         (reads > u32::from(help), help && reads > 0)
@@ -301,7 +302,7 @@ mod model {
         Runner::new(PctScheduler::new(3, 20_000), config).run(scenario);
     }
 
-    /// A store, as the threads that serve it see it: requests by kind, and how many have ended.
+    /// A store, as its serving threads see it: requests by kind, and the number that have ended.
     #[derive(Default)]
     struct Store {
         queued: Mutex<[usize; 2]>,
@@ -325,7 +326,7 @@ mod model {
         }
     }
 
-    /// A thread sleeps on it in the kernel, and is woken by it whether the wake-up comes before or after it went to sleep.
+    /// A thread sleeps on it in the kernel; a wake-up counts both before and after it went to sleep.
     #[derive(Default, Clone)]
     struct Kernel(Arc<Event>);
 
@@ -342,7 +343,7 @@ mod model {
         room: [usize; 2],
         under_way: [usize; 2],
         all: usize,
-        /// It has the request that hangs.
+        /// It holds the request that hangs.
         hangs: bool,
     }
 
@@ -373,7 +374,7 @@ mod model {
                 return is_up();
             }
             let ends = (0..2).find(|&kind| self.under_way[kind] > 0);
-            // A completion wakes as well as a bell does; a request at the store ends some time.
+            // A completion wakes just as a bell does; a request at the store ends eventually.
             if ends.is_none() {
                 self.kernel.0.wait(AT_MOST);
             }
@@ -389,7 +390,7 @@ mod model {
         }
     }
 
-    /// A thread that serves, with room for one read and for so many writes.
+    /// A serving thread, with room for one read and `writes` writes.
     fn start(
         store: &Arc<Store>,
         bells: &Arc<Bells<Kernel>>,
@@ -416,7 +417,7 @@ mod model {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
-    /// Requests of both kinds, made by two threads while one or two others come and go to sleep: all of them are served.
+    /// Two threads make requests of both kinds while one or two others go to sleep and wake: all requests are served.
     #[test]
     fn every_request_finds_a_thread() {
         explore(|| {
@@ -440,8 +441,8 @@ mod model {
         });
     }
 
-    /// Two reads and one ring, as of an operation that held them back: where the thread that was rung has room for one, and that
-    /// one hangs, the other is not left to it.
+    /// Two reads and one ring, as from an operation that held them back: if the rung thread has room for one, and that
+    /// one hangs, the other read goes to another thread.
     #[test]
     fn no_request_waits_for_a_thread_without_room() {
         explore(|| {
@@ -478,7 +479,7 @@ mod model {
         });
     }
 
-    /// Operations that hold their reads back, and then do one themselves or have a thread woken: no read is forgotten.
+    /// Operations hold their reads back, and then do one themselves or have a thread woken: no read is forgotten.
     #[test]
     fn every_read_held_back_is_done() {
         type Queue = (Mutex<usize>, Event, AtomicUsize, Event);

@@ -1,22 +1,22 @@
-//! Holding the process to its memory.
+//! Keeps the process within its memory.
 
 use std::time::{Duration, Instant};
 
 use overspill_vm::Pager;
 
-/// Metadata that may have gone before the heap is trimmed.
+/// Metadata that must have been freed before the heap is trimmed.
 const TRIM_ABOVE: usize = 4 << 20;
 /// How often the process's memory is measured, at most.
 const MEASURE: Duration = Duration::from_millis(50);
-/// How often the heap is gone through for pages that are free, at most.
+/// Interval of searching the heap for free pages, at least.
 const TRIM: Duration = Duration::from_secs(2);
 
-/// Holds the process to its memory, whatever it went to (iron rule 3): what the budget's own counting misses, mostly
-/// holes in heap and slabs, is measured and counted as overhead.
+/// Keeps the process within its memory (iron rule 3): memory that the budget does not count, mostly holes in heap and
+/// slabs, is measured and counted as overhead.
 pub(crate) struct MemoryWatch {
     memory: usize,
     overhead: usize,
-    /// The most metadata there was since the heap was last trimmed.
+    /// Peak of metadata since the heap was last trimmed.
     metadata: usize,
     measured: Instant,
     trimmed: Instant,
@@ -25,7 +25,7 @@ pub(crate) struct MemoryWatch {
 impl MemoryWatch {
     pub(crate) fn new(memory: usize) -> MemoryWatch {
         let now = Instant::now();
-        // Some way below, because it is looked at now and then and not always.
+        // Somewhat lower, because it is checked only now and then.
         MemoryWatch { memory: memory / 16 * 15, overhead: 0, metadata: 0, measured: now, trimmed: now }
     }
 
@@ -47,8 +47,8 @@ impl MemoryWatch {
             overspill_sys::process::trim_heap();
         }
         if resident > self.memory {
-            // Others need it now: what is held in reserve is asked for again soon enough. Files that were deleted leave
-            // their compressed pages' slabs empty, and whoever writes next has their share of the budget already.
+            // Other parts need it now: reserves are allocated again soon enough. Deleted files leave their compressed
+            // pages' slabs empty, and later writers have their share of the budget already.
             overspill_slab::reap_all(true);
             pager.trim((resident - self.memory).min(idle));
         }
@@ -58,13 +58,13 @@ impl MemoryWatch {
         } else {
             self.overhead -= ((self.memory - needed) / 8).min(self.overhead);
         }
-        // Not so much that there is nothing left to work with.
+        // A bound, so that some memory is left to work with.
         self.overhead = self.overhead.min(stats.limit_bytes / 4);
         pager.set_overhead(self.overhead);
     }
 }
 
-/// This process's resident memory; `None` where it cannot be told just now.
+/// This process's resident memory; `None` if it cannot be read just now.
 fn resident_bytes() -> Option<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;

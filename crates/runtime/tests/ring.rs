@@ -1,4 +1,4 @@
-//! What io_uring does not do is done all the same, by the thread that does it again.
+//! Requests that io_uring does not complete are completed by the retry threads.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -9,7 +9,7 @@ use overspill_runtime::{Driver, DriverOptions, StoreIo};
 use overspill_store::{AllocError, Backend, MemStore, Run, Space, Usage};
 use overspill_vm::{Account, Allowance, PAGE, Pager, VmConfig};
 
-/// A store in memory that sends a driver of its own to the wrong file: to be written it is not, and it ends at once.
+/// A store in memory that points the driver's ring to the wrong file, which is not writable and ends at once.
 #[derive(Debug)]
 struct Misleading {
     store: MemStore,
@@ -40,7 +40,7 @@ impl Backend for Misleading {
         self.store.read(start, buf)
     }
     fn direct(&self, start: u64, len: usize) -> Option<(BorrowedFd<'_>, u64)> {
-        // To begin with there is a file; later a dishonest store has no more.
+        // At first there is a file; later a dishonest store has no more.
         (self.honest || len == 0).then(|| (self.elsewhere.as_fd(), start))
     }
 }

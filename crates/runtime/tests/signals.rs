@@ -1,4 +1,4 @@
-//! No signal of the driver is lost: threads that wait with a bound would hide that.
+//! No signal of the driver is lost: threads that wait with a bound would hide a loss.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use overspill_runtime::{Driver, DriverOptions};
 use overspill_store::{AllocError, Backend, FileStore, MemStore, Run, Space, Store, Usage};
 use overspill_vm::{Account, Allowance, PAGE, Pager, VmConfig};
 
-/// Nothing that any method packs.
+/// Bytes that no method compresses.
 fn noise(seed: u64) -> [u8; PAGE] {
     let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::array::from_fn(|_| {
@@ -90,7 +90,7 @@ impl Backend for Watched {
     }
 }
 
-/// Iron rule 1: to prepare space may wait for a disk and for memory, so pageout leaves it to upkeep.
+/// Iron rule 1: preparing space may wait for a disk and for memory, so pageout leaves it to upkeep.
 #[test]
 fn the_pageout_thread_never_prepares_space() {
     let prepared_by = Mutex::default();

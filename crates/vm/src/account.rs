@@ -35,7 +35,7 @@ impl Account {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. An account above it keeps what it has.
+    /// Changes the limit. An account above it keeps its pages.
     pub fn set_limit(&self, pages: u64) {
         self.limit.store(pages, Ordering::Relaxed);
     }

@@ -1,9 +1,9 @@
 //! The budget: bytes of RAM this VM may use, everything counted (iron rule 3).
 //!
-//! One number, `charged`, holds frames, small pages, metadata and what is reserved but not yet spent. Pages are
-//! taken only out of a [`Reservation`], made before any lock; who finds too little waits in line, first come first
-//! served, for pageout. Metadata ([`Charge`]) never waits: it is small, must not fail because pages happen to fill
-//! memory, and pageout makes up for it; it is bounded by its own share of the limit.
+//! One number, `charged`, holds frames, small pages, metadata and unspent reservations. Pages are taken only out of a
+//! [`Reservation`], made before any lock; a caller that finds too little room waits for pageout, first come first
+//! served. Metadata ([`Charge`]) never waits: it is small and must not fail because pages happen to fill memory.
+//! Pageout makes up for it, and it is bounded by its own share of the limit.
 //!
 //! ```text
 //!   0 ────────────────────── limit - high ──── limit - low ──── limit
@@ -30,24 +30,24 @@ pub(crate) struct Budget {
     charged: Arc<std::sync::atomic::AtomicUsize>,
     /// Bytes of that which are metadata.
     metadata: AtomicUsize,
-    /// Reservations there are, and ones just being tried for: what they hold comes back soon, or becomes pages.
+    /// Live reservations and attempts at one: the bytes they hold return soon, or become pages.
     alive: AtomicUsize,
     /// Reservations ever made.
     made: AtomicU64,
     /// May change at any time ([`Budget::set_limit`]).
     limit: AtomicUsize,
-    /// The most that it may become.
+    /// The upper bound of `limit`.
     most: usize,
     waiters: Mutex<VecDeque<Waiter>>,
     /// `waiters.len()`, readable without the lock.
     waiting: AtomicUsize,
-    /// Set while pageout has been asked for and has not come to rest.
+    /// Set from a request for pageout until pageout rests.
     pub(crate) short: AtomicBool,
     driver: std::sync::Arc<DriverSlot>,
     leases: Leases,
 }
 
-/// The smallest limit that one can be changed to: a chunk, the most that one reservation is for, is little of it.
+/// The smallest limit that can be set: a chunk, the most that one reservation is for, must be a small part of it.
 const LEAST: usize = 4 * CHUNK;
 
 kept!(counted Pending<Result<Reservation, VmError>>, "ticket for memory");
@@ -97,10 +97,11 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. If more is charged than it allows, pageout makes the difference up and writers wait meanwhile.
+    /// Changes the limit. If more is charged, pageout frees the difference and writers wait meanwhile.
     ///
     /// # Errors
-    /// [`VmError::Limit`] when it is beyond what memory was laid out for, or does not hold metadata and some pages.
+    /// [`VmError::Limit`] if it is beyond the bound that memory was laid out for, or does not hold metadata and some
+    /// pages.
     pub(crate) fn set_limit(self: &Arc<Self>, limit: usize) -> Result<(), VmError> {
         if limit > self.most || limit < LEAST + self.metadata() / 3 * 4 {
             return Err(VmError::Limit);
@@ -111,7 +112,7 @@ impl Budget {
         Ok(())
     }
 
-    /// The most that the limit may become.
+    /// The upper bound of the limit.
     pub(crate) fn most(&self) -> usize {
         self.most
     }
@@ -121,7 +122,7 @@ impl Budget {
         (self.limit() / 32).clamp(4 * PAGE, 64 << 20)
     }
 
-    /// The room with which it rests.
+    /// The free room at which pageout rests.
     fn high(&self) -> usize {
         let low = self.low();
         low + low / 2
@@ -140,7 +141,7 @@ impl Budget {
             .max(waiting.saturating_sub(coming))
     }
 
-    /// Bytes that pages may take in all once pageout rests: what metadata and the room kept for writers leave.
+    /// Bytes that pages may take in all once pageout rests: all but metadata and the room kept for writers.
     pub(crate) fn pageable(&self) -> usize {
         self.limit().saturating_sub(self.high() + self.metadata())
     }
@@ -149,7 +150,7 @@ impl Budget {
         &self.leases
     }
 
-    /// Takes off bytes that were on lease.
+    /// Uncharges bytes that were on lease.
     pub(crate) fn end_lease(self: &Arc<Self>, bytes: usize) {
         self.uncharge(bytes);
     }
@@ -158,7 +159,7 @@ impl Budget {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// The most one reservation may ask for: more could never be had.
+    /// The largest possible reservation: more could never be had.
     pub(crate) fn max_reservation(&self) -> usize {
         self.limit() / 2
     }
@@ -169,7 +170,7 @@ impl Budget {
             if now + bytes > self.limit() {
                 return false;
             }
-            // Acquire pairs with the Release of whoever uncharged: its memory is free before we use it.
+            // Acquire pairs with the Release of the thread that uncharged: its memory is free before we use it.
             match self.charged.compare_exchange_weak(now, now + bytes, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(seen) => now = seen,
@@ -211,7 +212,7 @@ impl Budget {
         self.wait(bytes)?.await.unwrap_or(Err(VmError::ShutDown))
     }
 
-    /// Reserves `bytes` for pages if there is room and nobody waits for it.
+    /// Reserves `bytes` for pages if there is room and no waiter.
     pub(crate) fn reserve_now(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         if self.below_low() {
             return None;
@@ -234,9 +235,9 @@ impl Budget {
         Ok(ticket)
     }
 
-    /// Serves who waits, as far as there is room. To be called after memory came free.
+    /// Serves waiters, as far as there is room. To be called after memory came free.
     pub(crate) fn grant(self: &Arc<Self>) {
-        // Either we see who has just come to wait, or he sees the memory that has just come free.
+        // Either we see a waiter that has just queued, or it sees the memory that has just come free.
         fence(Ordering::SeqCst);
         if !self.has_waiters() {
             return;
@@ -261,10 +262,10 @@ impl Budget {
         }
     }
 
-    /// A number that stays the same while nothing is set aside, or `None` when something is: memory that is short
-    /// then comes back without pageout, or becomes pages that pageout can have.
+    /// Count of reservations ever made, or `None` while one is alive: memory that is short then comes back without
+    /// pageout, or becomes pages that pageout can evict.
     ///
-    /// To be asked after `short` was cleared: the end of what is set aside then asks for pageout again.
+    /// To be called after `short` was cleared: the end of a reservation then asks for pageout again.
     pub(crate) fn quiet(&self) -> Option<u64> {
         // Under the lock no waiter is being tried, which would look like a reservation and end without a signal.
         let _still = self.waiters.lock();
@@ -272,7 +273,7 @@ impl Budget {
         (self.alive.load(Ordering::Acquire) == 0).then_some(made)
     }
 
-    /// Tells everybody who waits that nothing will come of it.
+    /// Fails every waiter with `why`.
     pub(crate) fn refuse_all(self: &Arc<Self>, why: VmError) {
         let refused: Vec<Waiter> = {
             let mut waiters = self.waiters.lock();
@@ -314,7 +315,7 @@ impl Budget {
         metadata + must_be > self.limit() / 8 * 7 || metadata > self.limit() / 8 * 5
     }
 
-    /// Charges metadata that exists already or cannot be done without.
+    /// Charges metadata that exists already or must not fail.
     pub(crate) fn charge_forced(self: &Arc<Self>, bytes: usize) -> Charge {
         self.charged.fetch_add(bytes, Ordering::Acquire);
         self.metadata.fetch_add(bytes, Ordering::Relaxed);
@@ -322,7 +323,7 @@ impl Budget {
         Charge { budget: Some(self.clone()), bytes }
     }
 
-    /// A frame beyond what was reserved, for pageout, which frees more than it takes. Its bytes are arbitrary.
+    /// A frame beyond any reservation, for pageout, which frees more than it takes. Its bytes are arbitrary.
     ///
     /// # Errors
     /// [`VmError::NoMemory`] when the arena has none left.
@@ -337,13 +338,13 @@ impl Budget {
         })
     }
 
-    /// Bytes of pages beyond what was reserved, as [`Budget::take_frame_forced`].
+    /// Bytes of pages beyond any reservation, as [`Budget::take_frame_forced`].
     pub(crate) fn charge_page_forced(self: &Arc<Self>, bytes: usize) -> PageCharge {
         self.charged.fetch_add(bytes, Ordering::Acquire);
         PageCharge { budget: self.clone(), bytes }
     }
 
-    /// Takes off what [`Charge::hand_over`] left to the caller.
+    /// Uncharges the bytes that [`Charge::hand_over`] left to the caller.
     pub(crate) fn uncharge_metadata(self: &Arc<Self>, bytes: usize) {
         self.metadata.fetch_sub(bytes, Ordering::Relaxed);
         self.uncharge(bytes);
@@ -355,7 +356,7 @@ impl Budget {
     }
 }
 
-/// Bytes set aside for pages of one operation. What is not spent returns when it is dropped.
+/// Bytes set aside for pages of one operation. The unspent rest returns on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
@@ -399,7 +400,7 @@ impl Drop for Reservation {
             self.budget.uncharge(self.bytes);
         }
         self.budget.alive.fetch_sub(1, Ordering::AcqRel);
-        // Pageout may have come to rest because of us.
+        // Pageout may have stopped because this reservation was alive.
         if self.budget.has_waiters() {
             self.budget.kick_if_short();
         }
@@ -434,7 +435,7 @@ impl Drop for PageCharge {
 /// Metadata counted in the budget for as long as this lives.
 #[derive(Debug)]
 pub struct Charge {
-    /// None once it was handed over.
+    /// None once handed over.
     budget: Option<Arc<Budget>>,
     bytes: usize,
 }
@@ -445,7 +446,7 @@ impl Charge {
         self.bytes
     }
 
-    /// A second charge of the same size, for a copy of what this one pays for.
+    /// A second charge of the same size, for a copy of the object that this one pays for.
     pub(crate) fn again(&self) -> Charge {
         match &self.budget {
             Some(budget) => budget.charge_forced(self.bytes),
@@ -453,8 +454,8 @@ impl Charge {
         }
     }
 
-    /// Leaves it to the caller to take its bytes off ([`Budget::uncharge_metadata`]): for objects of one size, which need
-    /// not keep it, that can reach the budget otherwise.
+    /// Leaves uncharging to the caller ([`Budget::uncharge_metadata`]): objects of one size that can reach the budget
+    /// otherwise need not keep a charge.
     pub(crate) fn hand_over(mut self) {
         self.budget = None;
     }

@@ -11,25 +11,25 @@ use crate::pageout::recompress::RECOMPRESSOR_COST;
 pub struct VmConfig {
     /// Bytes of RAM that the VM may use, everything counted.
     pub memory_bytes: usize,
-    /// The most that [`Pager::set_memory`](crate::Pager::set_memory) may raise them to: address space is reserved for it.
+    /// Upper bound for [`Pager::set_memory`](crate::Pager::set_memory): address space is reserved for it.
     pub most_memory_bytes: usize,
     /// Bytes of one batch of pageout.
     pub batch_bytes: usize,
-    /// Batches: so many writes can be under way to stores at once.
+    /// Batches: the most writes that can be under way to stores at once.
     pub batches: usize,
     /// Clusters that can be held decoded for readers at once.
     pub fetch_slots: usize,
     /// The compressor.
     pub method: Method,
-    /// True if clusters that stay in compressed memory for long are compressed again by zstd, where a driver calls
+    /// True to recompress clusters by zstd that stay in compressed memory for long, where a driver calls
     /// [`Pager::recompress`](crate::Pager::recompress).
     pub recompress: bool,
-    /// True if pages that writers wait for bypass compressed memory always, as if the store were found to outrun the
-    /// compressor: for tests, which have no say in what is measured.
+    /// True to bypass compressed memory always for pages that writers wait for, as if the store were faster than the
+    /// compressor. For tests, which cannot control the measured speeds.
     pub always_bypass: bool,
 }
 
-/// Memory from which on recompression is worth its workspaces.
+/// The smallest memory for which recompression is worth its workspaces.
 const RECOMPRESS_FROM: usize = 64 << 20;
 
 impl VmConfig {
@@ -48,7 +48,7 @@ impl VmConfig {
         }
     }
 
-    /// True if clusters are compressed again. Those that zstd made would gain nothing.
+    /// True if clusters are compressed again. Clusters that zstd made would gain nothing.
     pub(crate) fn recompresses(&self) -> bool {
         self.recompress && self.method == Method::Lz4
     }

@@ -1,4 +1,4 @@
-//! Counters and gauges of the VM, for `stats`. They decide nothing but how much an eager pageout has left to do.
+//! Counters and gauges of the VM, for `stats`. They decide only how much an eager pageout has left to do.
 
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -25,9 +25,9 @@ pub(crate) struct Counters {
     resident_pages: AtomicI64,
     dirty_pages: AtomicI64,
     stored_pages: AtomicI64,
-    /// Bytes that readers got and writers gave.
+    /// Bytes given to readers and taken from writers.
     pub(crate) served: Counter,
-    /// Bytes that were copied for that within this process: to and from frames, encoded and decoded, into batches (R30).
+    /// Bytes copied for that within this process: to and from frames, encoded and decoded, into batches (R30).
     pub(crate) copied: Counter,
     pub(crate) compressed: Counter,
     pub(crate) bypassed: Counter,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// An I/O error, in a form that can be handed to every reader that waits.
+/// An I/O error, in a form that can be handed to every waiting reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoFailure {
     kind: io::ErrorKind,
@@ -35,22 +35,22 @@ pub enum VmError {
     /// The account's limit is reached (ENOSPC).
     #[error("no space left in the account")]
     NoSpace,
-    /// Memory is full and so is the store: pageout can free nothing; or there is none for metadata (ENOSPC).
+    /// Memory and the store are full, so pageout can free nothing; or there is no memory for metadata (ENOSPC).
     #[error("memory and store are full")]
     NoMemory,
     /// The bytes are gone: their slot in the store was damaged, or they were never taken in (EIO).
     #[error("the data of this page is lost")]
     Lost,
-    /// The store could not be read; another time it may be (EIO).
+    /// The store could not be read; a later try may succeed (EIO).
     #[error("the store could not be read")]
     StoreRead(#[source] IoFailure),
-    /// The source could not be read; another time it may be (EIO).
+    /// The source could not be read; a later try may succeed (EIO).
     #[error("the source could not be read")]
     SourceRead(#[source] IoFailure),
     /// The VM is going away (EIO).
     #[error("the pager is shutting down")]
     ShutDown,
-    /// The budget cannot be so small or so large.
+    /// The budget cannot be set to this size.
     #[error("memory cannot be limited to this: metadata does not fit, or it is more than was laid out for")]
     Limit,
     /// The frame arena could not be made.

@@ -1,10 +1,10 @@
 //! Virtual memory in user space: memory objects whose pages live in memory or in stores, under one hard budget.
 //!
 //! Words, as in Mach and BSD: an [`Object`] is a sparse array of 4 KiB pages; 16 neighbouring pages are a chunk, the
-//! leaf of the object's tree and the unit of clustering. A page is absent, resident (in a frame of the arena, or on the heap
-//! if short), in a cluster (in compressed memory or in a store), in a source, or lost. When the budget runs short, never
-//! before (R4), pageout encodes dirty pages, and moves the oldest clusters to a [`Store`](overspill_store::Store) when
-//! compressed memory is full.
+//! leaf of the object's tree and the unit of clustering. A page is absent, resident (in a frame of the arena, or on the
+//! heap if short), in a cluster (in compressed memory or in a store), in a source, or lost. When the budget runs short,
+//! never before (R4), pageout encodes dirty pages, and moves the oldest clusters to a [`Store`](overspill_store::Store)
+//! when compressed memory is full.
 //!
 //! This crate owns no thread, no clock and no blocking wait. Operations are futures, pageout is a step function, and
 //! I/O is requests that a driver takes and completes: the same code runs under threads in production and under a seeded

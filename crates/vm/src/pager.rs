@@ -21,10 +21,10 @@ use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::vm::Vm;
 
-/// A VM with its pageout: for the one that drives it. It owns no thread and never blocks.
+/// A VM with its pageout, for its driver. It owns no thread and never blocks.
 ///
-/// The driver calls [`Pager::pageout`] when memory is short, takes and completes the requests to stores and sources, has
-/// space prepared when pageout asks for it, and tells the time.
+/// The driver calls [`Pager::pageout`] when memory is short, takes and completes the requests to stores and sources,
+/// has space prepared when pageout asks for it, and tells the time.
 #[derive(Debug, Clone)]
 pub struct Pager {
     vm: Vm,
@@ -46,8 +46,8 @@ impl Pager {
     /// A VM that pages to `stores`, the first of them first, or keeps everything in memory when there is none.
     ///
     /// # Errors
-    /// [`VmError::Arena`] when address space cannot be had, [`VmError::NoMemory`] when the configured memory does not even
-    /// hold the buffers.
+    /// [`VmError::Arena`] when address space cannot be had, [`VmError::NoMemory`] when the configured memory does not
+    /// even hold the buffers.
     pub fn new(config: &VmConfig, stores: Vec<StdArc<dyn Store>>) -> Result<Pager, VmError> {
         let buffers = config.buffers(!stores.is_empty());
         let limit = config.memory_bytes.checked_sub(buffers).filter(|&left| left >= 4 * PAGE);
@@ -79,11 +79,11 @@ impl Pager {
         self.memory().driver.set(signals);
     }
 
-    /// Changes the bytes of RAM that the VM may use, everything counted. A smaller limit holds at once for writers, and
-    /// pageout makes up the difference.
+    /// Changes the bytes of RAM that the VM may use, everything counted. A smaller limit holds at once for writers;
+    /// pageout frees the difference.
     ///
     /// # Errors
-    /// [`VmError::Limit`] when it is beyond [`VmConfig::most_memory_bytes`], or too small for what must stay.
+    /// [`VmError::Limit`] when it is beyond [`VmConfig::most_memory_bytes`], or too small for wired memory.
     pub fn set_memory(&self, bytes: usize) -> Result<(), VmError> {
         let limit = bytes.checked_sub(self.buffers).ok_or(VmError::Limit)?;
         self.memory().budget.set_limit(limit)
@@ -94,14 +94,14 @@ impl Pager {
         self.pageout.step()
     }
 
-    /// Evicts some pages beside the thread that steps pageout, while writers wait: for a second thread. Returns true if it
+    /// Evicts some pages while writers wait: for a second thread, beside the one that steps pageout. Returns true if it
     /// did.
     pub fn help_pageout(&self) -> bool {
         self.pageout.help()
     }
 
-    /// Compresses a cluster of compressed memory again, smaller. For when a core is idle. Returns true if there was one to
-    /// try: never where memory is plentiful, or where [`VmConfig::recompress`] is off.
+    /// Compresses a cluster of compressed memory again, smaller. For idle cores. Returns true if there was one to try:
+    /// never where memory is plentiful, or where [`VmConfig::recompress`] is off.
     pub fn recompress(&self) -> bool {
         self.recompressor.as_ref().is_some_and(|recompressor| recompressor.turn(&self.vm.pagein))
     }
@@ -117,19 +117,19 @@ impl Pager {
         self.memory().driver.get().pageout_wanted();
     }
 
-    /// The clock shows `now`: wakes the operations that waited for that time.
+    /// The clock shows `now`: wakes the operations whose time has come.
     pub fn tick(&self, now: u64) {
         if self.memory().timers.take_due(now) {
             self.memory().driver.get().pageout_wanted();
         }
     }
 
-    /// When [`Pager::tick`] should be called next, if an operation waits for a time.
+    /// The next time at which [`Pager::tick`] should be called, if an operation waits for a time.
     pub fn next_alarm(&self) -> Option<u64> {
         self.memory().timers.next()
     }
 
-    /// Writes of pageout that are at a store now.
+    /// Pageout's writes that are at a store now.
     pub fn writes_in_flight(&self) -> usize {
         self.pageout.in_flight()
     }
@@ -147,7 +147,7 @@ impl Pager {
     /// Ends a write, and gives its buffer back.
     pub fn complete_write(&self, ticket: WriteTicket, buf: AlignedBuf, result: std::io::Result<()>) {
         self.pageout.complete(ticket, buf, result);
-        // Pageout waited for this, or has come to rest meanwhile and is asked once more than it need be.
+        // Pageout waited for this write, or rests and is asked once more than necessary.
         self.memory().driver.get().pageout_wanted();
     }
 
@@ -156,13 +156,13 @@ impl Pager {
         self.vm.pagein.requests.next_read()
     }
 
-    /// As [`Pager::next_read`], with the reads right behind it: reads that one request to the store can serve, in order, each
-    /// beginning where the one before ends or in its last block. At most `bytes` altogether, and at least one.
+    /// As [`Pager::next_reads`], but also the reads right behind it, for one request to the store: in order, each
+    /// beginning where the one before ends or in its last block. At most `bytes` altogether, and at least one read.
     pub fn next_reads(&self, bytes: usize, out: &mut Vec<ReadIo>) {
         self.vm.pagein.requests.next_reads((bytes / overspill_store::BLOCK) as u64, out);
     }
 
-    /// The read that was asked for last: for the thread that asked, and waits.
+    /// The newest read: for the thread that asked for it, and waits.
     pub fn newest_read(&self) -> Option<ReadIo> {
         self.vm.pagein.requests.newest_read()
     }
@@ -172,7 +172,7 @@ impl Pager {
         self.vm.pagein.requests.has_reads()
     }
 
-    /// Ends a read with the bytes read, [`ReadIo::len`] of them. Decodes them here, on the driver's thread.
+    /// Ends a read with the bytes read, [`ReadIo::len`] of them. Decodes them on the calling thread.
     #[expect(clippy::needless_pass_by_value, reason = "a request ends once")]
     pub fn complete_read(&self, read: ReadIo, result: std::io::Result<&[u8]>) {
         self.vm.pagein.complete_read(&read, result);
@@ -213,8 +213,8 @@ impl Pager {
         }
     }
 
-    /// Work of the stores off the pageout path: preallocates where pageout writes, punches holes. Blocks. Returns true if there
-    /// is more to do at once.
+    /// Work of the stores off the pageout path: preallocates where pageout writes, punches holes. Blocks. Returns true
+    /// if more can be done at once.
     pub fn maintain_stores(&self) -> bool {
         let short = self.is_short();
         let mut more = false;
@@ -228,23 +228,23 @@ impl Pager {
         more
     }
 
-    /// Work to be done now and then, and often under pressure, off the pageout path: gives free memory back to the kernel.
+    /// Gives free memory back to the kernel, off the pageout path. Call it now and then, and often under pressure.
     pub fn maintain(&self) {
         self.memory().give_back();
     }
 
-    /// Gives up to `bytes` of memory that no frame in use holds back to the kernel at once.
+    /// Gives up to `bytes` of memory that holds no frame in use back to the kernel at once.
     pub fn trim(&self, bytes: usize) {
         self.memory().arena.trim(bytes);
     }
 
-    /// Counts `bytes` of the process's memory that nothing else charged, such as holes in the heap, in the budget, instead of
-    /// those of the last call. Pageout then makes room for them.
+    /// Counts `bytes` of the process's memory that nothing else charged, such as holes in the heap, in the budget.
+    /// Replaces the last call's bytes. Pageout then makes room for them.
     pub fn set_overhead(&self, bytes: usize) {
         self.memory().set_overhead(bytes);
     }
 
-    /// True if more of the stores is dead than should be.
+    /// True if too much of the stores is dead.
     pub fn wants_compaction(&self) -> bool {
         self.vm.pagein.wants_compaction()
     }
@@ -254,8 +254,8 @@ impl Pager {
         self.vm.pagein.dead_bytes()
     }
 
-    /// Brings back the living pages of the sparsest of some segments. Waits for memory and stores. Returns true if there was
-    /// one.
+    /// Brings back the living pages of the sparsest of some segments. Waits for memory and stores. Returns true if
+    /// there was one.
     pub async fn compact(&self) -> bool {
         self.vm.pagein.compact().await
     }

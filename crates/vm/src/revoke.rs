@@ -1,22 +1,22 @@
-//! Revocation: memory that was given out on lease is asked back when it runs short.
+//! Revocation: leased memory is asked back when memory runs short.
 
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 
-/// How long, in nanoseconds, a lessee may take to give back what it was asked for, before waiters are refused.
+/// Nanoseconds that a lessee has to give back the bytes it was asked for, before waiters are refused.
 pub(crate) const PATIENCE: u64 = 1_000_000_000;
 
 /// The holder of a [`Lease`](crate::Lease).
 pub trait Lessee: Send + Sync {
-    /// Memory is short: give `bytes` back soon, by [`Lease::shrink`](crate::Lease::shrink), on another thread or later. Must
-    /// neither block nor call the VM.
+    /// Memory is short: give `bytes` back soon, by [`Lease::shrink`](crate::Lease::shrink), on another thread or later.
+    /// Must neither block nor call the VM.
     fn revoke(&self, bytes: usize);
 }
 
-/// A lease, as the budget knows it.
+/// A lease, as the budget sees it.
 pub(crate) struct Leased {
     bytes: AtomicUsize,
-    /// Bytes of them that were asked back and have not come.
+    /// Bytes that were asked back and have not been returned.
     asked: AtomicUsize,
     lessee: std::sync::Arc<dyn Lessee>,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Leases(Mutex<Book>);
 #[derive(Default)]
 struct Book {
     leases: Vec<Weak<Leased>>,
-    /// When bytes were first asked back that have not come.
+    /// Time at which the bytes not yet returned were first asked back.
     since: Option<u64>,
 }
 
@@ -78,8 +78,8 @@ impl Leases {
         book.leases.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Asks lessees for `bytes` in all, as far as they were not asked for as much already. Returns true while bytes that
-    /// were asked for may still come.
+    /// Asks lessees for `bytes` in all, less the bytes they were already asked for. Returns true while bytes that were
+    /// asked for may still come.
     pub(crate) fn revoke(&self, bytes: usize, now: u64) -> bool {
         let leases = self.all();
         let outstanding: usize = leases.iter().map(|lease| lease.asked()).sum();

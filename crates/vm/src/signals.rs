@@ -12,7 +12,7 @@ pub trait Signals: Send + Sync {
     fn writes_ready(&self);
     /// [`Pager::next_fill`](crate::Pager::next_fill) has something.
     fn fills_ready(&self) {}
-    /// A clock that only grows, in nanoseconds: to measure the compressor and the store by, and to wait by. By default
+    /// A clock that only grows, in nanoseconds: measures the compressor and the store, and times waits. By default
     /// there is none.
     fn nanoseconds(&self) -> u64 {
         0

@@ -8,38 +8,38 @@ use crate::page::PAGE;
 pub struct VmStats {
     /// Bytes that pages and metadata may take: the budget less fixed buffers.
     pub limit_bytes: usize,
-    /// Bytes that they take, reservations and leases included.
+    /// Bytes of them in use, reservations and leases included.
     pub charged_bytes: usize,
-    /// Bytes of that which are metadata.
+    /// Bytes of `charged_bytes` that are metadata.
     pub metadata_bytes: usize,
-    /// Bytes of that which are on lease.
+    /// Bytes of `charged_bytes` that are on lease.
     pub leased_bytes: usize,
-    /// Memory of the kernel's that the frame arena may hold.
+    /// Kernel memory that the frame arena may hold.
     pub arena_bytes: usize,
-    /// Bytes of that which no frame in use holds.
+    /// Bytes of `arena_bytes` that hold no frame in use.
     pub arena_idle_bytes: usize,
-    /// Resident pages, each counted as a whole one.
+    /// Resident pages, at full page size.
     pub resident_bytes: usize,
-    /// Resident pages that no store has, each counted as a whole one.
+    /// Resident pages that no store has, at full page size.
     pub dirty_bytes: usize,
-    /// Bytes that compressed memory takes.
+    /// Bytes of compressed memory.
     pub compressed_bytes: usize,
-    /// Pages in it, as many bytes as they were; dead ones of living clusters count.
+    /// Pages in compressed memory, at full size; dead pages of living clusters count.
     pub compressed_page_bytes: usize,
-    /// Pages that a store has, as many bytes as they were.
+    /// Pages that a store has, at full size.
     pub stored_page_bytes: usize,
     /// Bytes of the store that are not free.
     pub stored_bytes: u64,
-    /// Bytes of them that living pages take; the rest is dead, and compacted when it is more than a tenth.
+    /// Bytes of living pages in `stored_bytes`; the rest is dead, and compacted when it is more than a tenth.
     pub stored_live_bytes: u64,
-    /// Bytes that readers got and writers gave.
+    /// Bytes given to readers and taken from writers.
     pub served_bytes: u64,
-    /// Bytes that were copied for that within this process: to and from frames, encoded, decoded, gathered for the store.
-    /// The kernel's own copies are not in it.
+    /// Bytes copied for that within this process: to and from frames, encoded, decoded, gathered for the store. The
+    /// kernel's own copies are not counted.
     pub copied_bytes: u64,
     /// Pages that went to compressed memory.
     pub compressed: u64,
-    /// Pages that went to the store uncompressed, because it outran the compressor.
+    /// Pages that went to the store uncompressed, because it was faster than the compressor.
     pub bypassed: u64,
     /// Pages in compressed memory that were compressed again, smaller.
     pub recompressed: u64,

@@ -1,8 +1,8 @@
 //! The locks of this crate: their order, and one feature that puts all of them under a model checker.
 //!
-//! Each lock has a [`rank`]. A thread takes locks of equal or higher rank only than those it holds; debug builds check that
-//! at every lock. No lock is held across an await; the compiler sees to that, because futures here are `Send` and guards are
-//! not.
+//! Each lock has a [`rank`]. A thread takes locks of equal or higher rank only than those it holds; debug builds check
+//! that at every lock. No lock is held across an await; the compiler sees to that, because futures here are `Send` and
+//! guards are not.
 
 use std::ops::{Deref, DerefMut};
 
@@ -17,15 +17,15 @@ pub(crate) use imp::{Arc, Weak};
 
 /// Ranks of locks, in the order in which they may be taken.
 pub(crate) mod rank {
-    /// The search of whoever steps pageout.
+    /// The search of the thread that steps pageout.
     pub(crate) const SEARCH: u8 = 0;
-    /// A packer, a helper's, or the repacker.
+    /// A `Packer` (pageout's or a helper's encoder), or the recompressor.
     pub(crate) const PACKER: u8 = 1;
     /// An object's tree.
     pub(crate) const TREE: u8 = 2;
     /// A chunk. Two together only where one is new.
     pub(crate) const CHUNK: u8 = 3;
-    /// How far the repacker has come.
+    /// The recompressor's position in compressed memory.
     pub(crate) const COLD: u8 = 4;
     /// An extent's place.
     pub(crate) const PLACE: u8 = 5;
@@ -35,7 +35,7 @@ pub(crate) mod rank {
     pub(crate) const LEAF: u8 = 7;
 }
 
-/// A mutex that does not care whether another thread panicked: invariants are restored before anything that can
+/// A mutex that ignores the panics of other threads: invariants are restored before anything that can
 /// panic, and a pager that refuses to serve loses more than one that goes on.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T, const RANK: u8 = { rank::LEAF }>(imp::Mutex<T>);
@@ -53,7 +53,7 @@ impl<T, const RANK: u8> Mutex<T, RANK> {
         Locked { guard: self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner), _order: order }
     }
 
-    /// Locks it unless somebody else has.
+    /// Locks it unless it is locked already.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T, RANK>> {
         let order = Order::check();
         Some(Locked { guard: self.0.try_lock().ok()?, _order: order })

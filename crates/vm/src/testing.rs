@@ -1,4 +1,4 @@
-//! Running a VM in one thread, and checking all of it: for tests and the simulation. No part of production.
+//! Runs a VM in one thread, and checks all of it: for tests and the simulation. Not part of production.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -17,7 +17,7 @@ use crate::pageout::daemon::Step;
 use crate::pageout::requests::WriteIo;
 use crate::pager::Pager;
 
-/// Polls `f` to its end; whenever it waits, pageout steps and the store's I/O is done in place.
+/// Polls `f` until it is ready; while it waits, steps pageout and does the store's I/O in place.
 ///
 /// # Panics
 /// When `f` waits and nothing is left to do: a lost wake-up or a deadlock.
@@ -49,7 +49,7 @@ pub fn run_once(pager: &Pager) -> bool {
     }
 }
 
-/// Lets time pass until an operation's has come. Returns true if one waited for it.
+/// Advances time to the next alarm. Returns true if an operation waited for one.
 pub fn pass_time(pager: &Pager) -> bool {
     match pager.next_alarm() {
         None => false,
@@ -95,7 +95,7 @@ fn do_io(pager: &Pager) -> bool {
 /// Performs a request and completes it.
 ///
 /// # Panics
-/// When it names a store that there is not.
+/// When the request names a store that does not exist.
 pub fn perform(pager: &Pager, io: Io) {
     let store = |place: Place| pager.store(place.store).expect("requests name stores that there are");
     match io {
@@ -118,7 +118,7 @@ pub fn perform(pager: &Pager, io: Io) {
     }
 }
 
-/// Pages everything out, as far as that can be done.
+/// Pages everything out, as far as possible.
 pub fn evict_all(pager: &Pager) {
     pager.set_eager(true);
     for _ in 0..100_000 {
@@ -203,13 +203,13 @@ pub fn check(pager: &Pager, objects: &[&Object]) {
     assert_eq!(stats.resident_bytes, resident * PAGE, "resident pages");
     assert_eq!(stats.dirty_bytes, dirty * PAGE, "dirty pages");
     assert_eq!(pager.pagein.memory.counters.stored_pages(), stored, "pages in clusters");
-    // Of three forks that give up pages one after the other not all is seen before one alone is left.
+    // When three forks give up pages one after the other, some pages are counted dead only once one fork alone is left.
     let live = stored_live_bytes(objects);
     assert!(stats.stored_live_bytes >= live, "living bytes of the store: {live} are, {stats:?}");
     check_blocks(pager, &blocks);
 }
 
-/// Every block that a store has given is held, and by a living extent; where runs are freed whole, by one of its run.
+/// Every block that a store has given is held by a living extent; where runs are freed whole, by one of its run.
 fn check_blocks(pager: &Pager, blocks: &HashSet<(StoreId, u64)>) {
     let mut all = 0;
     for (id, store) in pager.stores() {

@@ -1,4 +1,4 @@
-//! The VM as its faces see it: objects, and what they may cost.
+//! The VM as its faces see it: objects, and their cost.
 
 use std::sync::Arc as StdArc;
 
@@ -22,8 +22,8 @@ use crate::sync::Arc;
 /// Metadata of a page that is far from all others: its chunk, the nodes above it, and its extent.
 const LONE_PAGE_COST: usize = CHUNK_COST + 3 * NODE_COST + EXTENT_COST;
 
-/// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle, for the faces: it
-/// cannot page out. [`crate::Pager`] can.
+/// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle, for the faces:
+/// it cannot page out. [`crate::Pager`] can.
 #[derive(Debug, Clone)]
 pub struct Vm {
     pub(crate) pagein: Arc<PageIn>,
@@ -66,8 +66,8 @@ impl Vm {
         self.pagein.memory.budget.metadata_left()
     }
 
-    /// True if metadata is so near its share that `promised` pages, which a writer was told are written, might not find room
-    /// for theirs: each may be the only one of its chunk.
+    /// True if metadata is so near its share that `promised` pages, which a writer was told are written, might not find
+    /// room for their metadata: each may be the only page of its chunk.
     pub fn is_metadata_short(&self, promised: u64) -> bool {
         let pages = usize::try_from(promised).unwrap_or(usize::MAX);
         self.pagein.memory.budget.metadata_is_short(pages.saturating_mul(LONE_PAGE_COST))
@@ -84,13 +84,13 @@ impl Vm {
         !backings.is_empty() && backings.iter().all(|backing| backing.health.is_failing())
     }
 
-    /// True if they have done so for so long that no operation is left waiting for them.
+    /// True if every store has failed for so long that no operation is left waiting for them.
     pub fn is_store_broken(&self) -> bool {
         let backings = &self.pagein.memory.backings;
         !backings.is_empty() && backings.iter().all(|backing| backing.health.is_broken())
     }
 
-    /// Pages that `account` could hold in all, as far as memory and the stores' disks go: a writer must hear of a full disk
+    /// The most pages that `account` could hold, given memory and the stores' disks: a writer must hear of a full disk
     /// from write(2), not from a pager that cannot evict.
     pub fn capacity(&self, account: &Account) -> u64 {
         let page = PAGE as u64;
@@ -114,10 +114,11 @@ impl Vm {
             room += usage.disk_free_bytes + prepared;
         }
         let room = room.saturating_sub(reserve) / page;
-        // Incompressible pages take a little more than themselves.
+        // Incompressible pages take a little more than their own size.
         let room = room - room / 32;
         let memory = memory.saturating_sub(reserve / page);
-        // Pages in memory take their part of the disk only when they leave it; compressed ones, as they are.
+        // Pages in memory take their part of the disk only when they are written out; compressed ones at their
+        // compressed size.
         let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
         account.used().saturating_sub(stats.dirty_bytes as u64 / page) + left
     }

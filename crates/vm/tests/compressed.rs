@@ -1,4 +1,4 @@
-//! Compressed memory: what it keeps, and what it makes of it (R37).
+//! Compressed memory: the clusters it keeps, and recompression (R37).
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use overspill_store::MemStore;
 use overspill_vm::testing::{block_on, check, evict_all, settle};
 use overspill_vm::{Account, Allowance, Object, PAGE, Pager, Step, VmConfig};
 
-/// Nothing that any method packs.
+/// Bytes that no method compresses.
 fn noise(seed: u64) -> [u8; PAGE] {
     let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut page = [0; PAGE];
@@ -19,7 +19,7 @@ fn noise(seed: u64) -> [u8; PAGE] {
     page
 }
 
-/// Words in an order without a pattern: lz4 finds them, zstd counts their letters too.
+/// Words in random order: lz4 finds the words, zstd codes the letters too.
 fn prose(seed: u64) -> [u8; PAGE] {
     const WORDS: [&[u8]; 8] =
         [b"pageout ", b"frame ", b"cluster ", b"store ", b"of the ", b"memory ", b"budget\n", b"segment "];
@@ -47,13 +47,13 @@ fn assert_holds(vm: &Pager, object: &Object, page: u64, bytes: &[u8; PAGE]) {
     assert!(&buf == bytes, "page {page}");
 }
 
-/// What does not pack stays, as long as what packs makes room for it (R4): the store is not touched.
+/// Incompressible clusters stay as long as compression makes room for them (R4): the store is not touched.
 #[test]
 fn what_does_not_pack_stays_while_other_pages_pack() {
     let (vm, account) = vm(8 << 20, false);
     let object = vm.object(&account);
     let room = vm.stats().limit_bytes / PAGE;
-    // In turn by chunks: a third of noise, the rest next to nothing.
+    // Chunks alternate: a third of noise, the rest nearly empty.
     let of = |page: u64| {
         if (page / 16).is_multiple_of(3) { noise(page + 1) } else { [page.to_le_bytes()[0] | 1; PAGE] }
     };
@@ -70,7 +70,7 @@ fn what_does_not_pack_stays_while_other_pages_pack() {
     check(&vm, &[&object]);
 }
 
-/// Where nothing packs, the store is written at once, and all of it goes there.
+/// If nothing compresses, the store is written at once, and everything goes there.
 #[test]
 fn noise_goes_to_the_store() {
     let (vm, account) = vm(8 << 20, false);
@@ -85,7 +85,7 @@ fn noise_goes_to_the_store() {
     check(&vm, &[&object]);
 }
 
-/// An idle core makes what is cold smaller; what it says stays the same, in memory and when it has left.
+/// An idle core makes cold clusters smaller; their contents stay the same, in memory and in the store.
 #[test]
 fn repacking_makes_cold_clusters_smaller() {
     const PAGES: u64 = 3000;
@@ -117,7 +117,7 @@ fn repacking_makes_cold_clusters_smaller() {
     assert_eq!(vm.stats().charged_bytes, 0);
 }
 
-/// The bytes that were moved for those that were asked for are counted (R30): one for one in memory.
+/// Bytes copied per byte served are counted (R30): one for one in memory.
 #[test]
 fn copies_are_counted() {
     let (vm, account) = vm(8 << 20, false);
@@ -129,7 +129,7 @@ fn copies_are_counted() {
     evict_all(&vm);
     (0..100).for_each(|page| assert_holds(&vm, &object, page, &prose(page)));
     let stats = vm.stats();
-    // Packed, gathered for the store, unpacked (four pages for each one that is read alone), read.
+    // Encoded, gathered for the store, decoded (four pages for each page read alone), read.
     let copied = stats.copied_bytes as f64 / (100 * PAGE) as f64;
     assert_eq!(stats.served_bytes, 300 * PAGE as u64);
     assert!((5.0..9.5).contains(&copied), "{copied} of a page's bytes for each page");

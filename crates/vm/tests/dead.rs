@@ -35,8 +35,8 @@ fn slots_die_with_their_pages() {
     assert_eq!((vm.stats().stored_bytes, vm.stats().charged_bytes, account.used()), (0, 0, 0));
 }
 
-/// Dead pages are counted when the last chunk that shows them gives them up, whoever holds their extent for a moment: a
-/// writer that overwrites in part, a reader, a batch, a fork (rule 4).
+/// Dead pages are counted when the last chunk that shows them gives them up, even while a partial write, a reader, a
+/// batch or a fork holds their extent for a moment (rule 4).
 #[test]
 fn dead_pages_are_counted_whoever_holds_their_extent() {
     let (vm, account) = uncompressed_vm_on(mem());
@@ -52,13 +52,13 @@ fn dead_pages_are_counted_whoever_holds_their_extent() {
         assert_eq!(counted, is, "{how}");
         assert!((16 - dead) * PAGE as u64 <= is && is <= (17 - dead) * PAGE as u64, "{how}: {is} bytes live");
     };
-    // In part: the write itself brings the page in, and holds its extent.
+    // A partial write brings the page in itself, and holds its extent.
     let object = fresh();
     block_on(&vm, object.write(100, &[7; 50], Allowance::Normal)).unwrap();
     assert_seen(&object, 1, "a write in part");
     drop(object);
 
-    // Beside a reader that has asked for the strip.
+    // While a reader has asked for the strip.
     let object = fresh();
     let mut buf = [0; PAGE];
     let mut reading = Box::pin(object.read(0, &mut buf));
@@ -69,7 +69,7 @@ fn dead_pages_are_counted_whoever_holds_their_extent() {
     assert_seen(&object, 4, "beside a reader");
     drop(object);
 
-    // Of two forks: dead when the second one lets go, in either order, or goes itself.
+    // Two forks: the page is dead when the second one gives it up, in either order, or is dropped.
     let object = fresh();
     let fork = object.fork();
     fork.discard(0, 4).unwrap();
@@ -83,7 +83,7 @@ fn dead_pages_are_counted_whoever_holds_their_extent() {
     assert_eq!(vm.stats().stored_live_bytes, 0);
 }
 
-/// Pages that die while their cluster is on its way to the store are dead when it gets there.
+/// Pages that die while their cluster is being written out are dead when it reaches the store.
 #[test]
 fn pages_that_die_on_the_way_are_counted_dead() {
     let (vm, account) = uncompressed_vm_on(mem());
@@ -98,8 +98,8 @@ fn pages_that_die_on_the_way_are_counted_dead() {
     assert!(vm.stats().stored_live_bytes <= 9 * PAGE as u64, "{:?}", vm.stats());
 }
 
-/// Rule 4: after random overwrites and discards of ten times the data, at most a tenth of the store is dead, and what lives
-/// is right.
+/// Rule 4: after random overwrites and discards of ten times the data, at most a tenth of the store is dead, and living
+/// data is right.
 #[test]
 fn dead_pages_do_not_keep_the_store() {
     const PAGES: u64 = 4096;
@@ -112,7 +112,7 @@ fn dead_pages_do_not_keep_the_store() {
         random ^= random << 17;
         random
     };
-    // Half of a page is noise: it packs, but not to nothing.
+    // Half of a page is noise: it compresses, but not to nothing.
     let mut noisy = |fill: u64| {
         let mut page = [0; PAGE];
         page[..8].copy_from_slice(&fill.to_le_bytes());
@@ -159,7 +159,7 @@ fn dead_pages_do_not_keep_the_store() {
     check(&vm, &[&object]);
 }
 
-/// A segment that could not be read when it was to be compacted is compacted when the store can be read again.
+/// A segment that could not be read for compaction is compacted when the store can be read again.
 #[test]
 fn compaction_comes_back_to_what_could_not_be_read() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
@@ -168,7 +168,7 @@ fn compaction_comes_back_to_what_could_not_be_read() {
     let object = vm.object(&account);
     (0..512).for_each(|page| write(&vm, &object, page, page as u8));
     evict_all(&vm);
-    // Three pages of four die, everywhere.
+    // Three pages of four die, in every cluster.
     (0..512).filter(|page| page % 4 != 0).for_each(|page| object.discard(page, page + 1).unwrap());
     assert!(vm.wants_compaction(), "{:?}", vm.stats());
     faults.read_error.store(1_000_000, std::sync::atomic::Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Objects against a plain model: every byte, then every count, slot and charge, with the smallest of budgets and
-//! eviction after every operation (R6, R28, R40, R57, R58).
+//! Objects against a plain model: every byte, then every count, slot and charge, with the smallest budgets and eviction
+//! after every operation (R6, R28, R40, R57, R58).
 
 #![expect(clippy::cast_possible_truncation, reason = "fill bytes made of page numbers")]
 
@@ -10,7 +10,7 @@ use overspill_vm::testing::{block_on, check, evict_all, settle};
 use overspill_vm::{Account, Allowance, CHUNK, Method, Object, PAGE, Pager, VmConfig};
 use proptest::prelude::*;
 
-/// Bytes the models span: a few chunks and then some, not a whole number of pages.
+/// Bytes that the models span: a few chunks and a part, not a whole number of pages.
 const SPAN: usize = 5 * CHUNK + 1234;
 
 #[derive(Debug, Clone)]

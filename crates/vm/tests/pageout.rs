@@ -15,7 +15,7 @@ use overspill_vm::{Account, Allowance, Method, PAGE, Pager, Signals, Step, VmCon
 /// the first write must not pass the older bytes off as the page's (R28). Found by the simulation, seed 8.
 #[test]
 fn an_old_version_never_comes_back() {
-    // Past compressed memory, or there would be no write under way.
+    // Past compressed memory, or no write would be under way.
     let (vm, account) = uncompressed_vm_on(mem());
     let object = vm.object(&account);
     write(&vm, &object, 0, 1);
@@ -38,7 +38,7 @@ fn an_old_version_never_comes_back() {
     check(&vm, &[&object]);
 }
 
-/// Readers go on while a page is written out, and see the newest version (R28).
+/// Readers go on while a page is written out, and see its newest version (R28).
 #[test]
 fn pages_stay_readable_during_writeout() {
     let (vm, account) = uncompressed_vm_on(mem());
@@ -55,7 +55,7 @@ fn pages_stay_readable_during_writeout() {
     assert_eq!(read(&vm, &object, 3), Ok(8));
 }
 
-/// What is deleted before pressure costs no I/O (R4, R8, R9).
+/// Pages deleted before memory is short cost no I/O (R4, R8, R9).
 #[test]
 fn nothing_is_written_without_pressure() {
     let (vm, account) = vm_on(mem());
@@ -70,7 +70,7 @@ fn nothing_is_written_without_pressure() {
     assert_eq!((stats.store_writes, stats.stored_bytes, stats.charged_bytes), (0, 0, 0));
 }
 
-/// Without a store, memory that is full is an error, and freeing some helps.
+/// Without a store, full memory is an error, and freeing some helps.
 #[test]
 fn full_memory_is_an_error() {
     let (vm, account) = vm_on(None);
@@ -90,7 +90,7 @@ fn full_memory_is_an_error() {
     assert_eq!(read(&vm, &object, 0), Ok(3));
 }
 
-/// The account's limit holds; the reserve is for who was promised.
+/// The account's limit holds; the reserve is for promised data.
 #[test]
 fn accounts_limit() {
     let (vm, _) = vm_on(mem());
@@ -129,7 +129,7 @@ fn short_pages_are_small() {
     }
 }
 
-/// Where all is evicted at once, memory that holds no page is full too: a write is told, not left waiting.
+/// With eager eviction, memory can be full without a resident page: a write fails, and does not wait for ever.
 #[test]
 fn eager_pageout_refuses_what_never_fits() {
     let mut config = VmConfig::new(8 << 20);
@@ -147,7 +147,7 @@ fn eager_pageout_refuses_what_never_fits() {
     block_on(&vm, object.write(0, &[1; 16 * PAGE], Allowance::Normal)).unwrap();
 }
 
-/// Reads that lie side by side in the store are one request to it.
+/// Neighbouring reads in the store are one request.
 #[test]
 fn neighbouring_reads_are_joined() {
     let mut config = VmConfig::new(16 << 20);
@@ -172,8 +172,8 @@ fn neighbouring_reads_are_joined() {
     assert!((0..64).all(|page| buf[page * PAGE..][..PAGE].iter().all(|&b| b == page as u8 + 1)));
 }
 
-/// A huge allocation is long work that waits for nothing: it lets others have its thread in between, or two of them would
-/// keep all parked operations from theirs.
+/// A huge allocation is long work without a wait: it yields its thread in between, or two of them would keep all parked
+/// operations from theirs.
 #[test]
 fn a_huge_allocation_lets_others_run() {
     let (vm, account) = vm_on(mem());
@@ -202,7 +202,7 @@ impl Signals for Asked {
     fn alarm(&self, _at: u64) {}
 }
 
-/// An eager pageout is asked for by every write; one that is not, only by those that run short.
+/// Every write asks an eager pageout for work; otherwise only writes that run short of memory ask.
 #[test]
 fn an_eager_pageout_hears_of_every_write() {
     let (vm, account) = vm_on(mem());

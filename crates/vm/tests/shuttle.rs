@@ -1,9 +1,10 @@
-//! One chunk under every order of events that some thousands of schedules can think of: writes, eviction, forks,
-//! punches, reads and the waits between them, with all locks and counters of the crate under shuttle's scheduler.
+//! One chunk under the event orders of some thousands of schedules: writes, eviction, forks, punches, reads and the
+//! waits between them, with all locks and counters of the crate under shuttle's scheduler.
 //!
 //! `cargo test -p overspill-vm --features shuttle --test shuttle`. A failure prints its schedule, which
-//! `shuttle::replay` runs again. The driver here waits without a time limit, unlike the one in production: a wake-up
-//! lost is a deadlock, which shuttle reports. (Shuttle knows sequential consistency only: it finds no missing fence.)
+//! `shuttle::replay` runs again. The driver here waits without a time limit, unlike the one in production: a lost
+//! wake-up is a deadlock, which shuttle reports. (Shuttle knows sequential consistency only: it finds no missing
+//! fence.)
 #![cfg(feature = "shuttle")]
 
 use std::future::Future;
@@ -20,7 +21,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::{Arc, Condvar, Mutex};
 use shuttle::{Config, Runner, thread};
 
-/// Runs `scenario` under random schedules, and as often under ones with few but well-placed preemptions.
+/// Runs `scenario` under random schedules, and under as many with few but well-placed preemptions.
 fn explore(schedules: usize, scenario: fn()) {
     let mut config = Config::new();
     config.stack_size = 256 << 10;
@@ -81,7 +82,7 @@ impl Driver {
 
     fn run_pageout(&self, vm: &Pager) {
         loop {
-            // Time passes as soon as somebody waits for it.
+            // Time passes as soon as an operation waits for it.
             if let Some(at) = vm.next_alarm() {
                 vm.tick(at);
             }
@@ -166,7 +167,7 @@ impl World {
         Paged { object, vm: self.vm.clone(), driven: self.driven.clone() }
     }
 
-    /// Runs `jobs` at once, with the driver beside them, and the VM evicting all it can if `eager`.
+    /// Runs `jobs` at once, with the driver beside them; the VM evicts all it can if `eager`.
     fn run(&self, eager: bool, jobs: Vec<Job>) {
         self.driven.store(true, Ordering::Relaxed);
         self.vm.set_eager(eager);
@@ -183,7 +184,7 @@ impl World {
         settle(&self.vm);
     }
 
-    /// All adds up, before and after everything is evicted; then all goes, and nothing is left.
+    /// Checks everything, before and after all is evicted; then drops all objects and checks that nothing is left.
     fn end(self, objects: Vec<Paged>) {
         let all: Vec<&Object> = objects.iter().map(|paged| &*paged.object).collect();
         check(&self.vm, &all);
@@ -203,7 +204,7 @@ fn run_all(jobs: Vec<Job>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// An object, and how to wait for what it does: for the driver's threads while they run, else by doing their work.
+/// An object with its way of waiting: by the driver's threads while they run, else by doing their work.
 #[derive(Clone)]
 struct Paged {
     object: Arc<Object>,
@@ -234,7 +235,7 @@ impl Paged {
         buf
     }
 
-    /// What a page is filled with: pages change in one piece.
+    /// The byte that fills a page: pages change in one piece.
     fn fill(&self, page: u64) -> u8 {
         let buf = self.bytes(page);
         assert!(buf.iter().all(|&b| b == buf[0]), "page {page} is torn");
@@ -251,7 +252,7 @@ impl Paged {
         })
     }
 
-    /// Pages 0 and 1, whether page 2 was written in part, page 3, which nobody touches, and page 4.
+    /// Pages 0 and 1, the part written of page 2, page 3, which is never written, and page 4.
     fn picture(&self) -> [u8; 5] {
         let part = self.bytes(2);
         let written = part[100];
@@ -275,7 +276,7 @@ fn is_after(picture: [u8; 5], k: usize, p: usize) -> bool {
         && picture[4] == if p >= 1 { 0 } else { 1 }
 }
 
-/// R28, R40, R57, R58: a fork is one moment's picture and stays it; what is written is kept, what is punched is gone.
+/// R28, R40, R57, R58: a fork shows one moment and keeps it; written data stays, punched data is gone.
 #[test]
 fn write_evict_fork_punch() {
     explore(1000, || {
@@ -321,7 +322,7 @@ fn write_evict_fork_punch() {
     });
 }
 
-/// A chunk that goes as a whole, from one of two that show it, while it is written and evicted.
+/// A whole chunk goes from one of two objects that show it, while it is written and evicted.
 #[test]
 fn write_evict_fork_and_punch_all() {
     explore(1000, || {
@@ -368,7 +369,7 @@ fn drop_during_eviction() {
     });
 }
 
-/// R28: a reader never waits for an eviction's end, and never sees an older version after a newer one.
+/// R28: a reader never waits for an eviction to end, and never sees an older version after a newer one.
 #[test]
 fn readers_during_eviction() {
     explore(700, || {
@@ -410,7 +411,7 @@ fn tens(n: usize) -> u8 {
     u8::try_from(n * 10).unwrap()
 }
 
-/// Two writers of one page: whole pages replace each other, parts that do not meet are both kept.
+/// Two writers of one page: whole pages replace each other, disjoint parts are both kept.
 #[test]
 fn two_writers_of_a_page() {
     explore(1000, || {
@@ -436,8 +437,8 @@ fn two_writers_of_a_page() {
     });
 }
 
-/// Two readers share one fetch (there is one slot) of a page that is overwritten meanwhile; the first try brings
-/// damage, or does not.
+/// Two readers share one fetch (there is one slot) of a page that is overwritten meanwhile; the first try may bring
+/// damage.
 #[test]
 fn a_fetch_joined_while_its_page_is_overwritten() {
     explore(1000, || {
@@ -468,14 +469,14 @@ fn a_fetch_joined_while_its_page_is_overwritten() {
     });
 }
 
-/// Writers of more than memory holds: each wait ends. One gives up when it must wait and begins anew, as a request
-/// does that is parked.
+/// Writers of more than memory holds: each wait ends. One gives up when it must wait and begins anew, like a parked
+/// request.
 #[test]
 fn writers_wait_for_pageout() {
     explore(1500, || {
         let world = World::new(10, Some(std::sync::Arc::new(MemStore::new(1000))));
         let objects: Vec<_> = (0..2).map(|_| world.empty()).collect();
-        // As much as one reservation may be, or twice that.
+        // As much as one reservation may hold, or twice that.
         let pages = thread_rng().gen_range(1..=2) * 4;
         let jobs = [(0, false), (1, false), (1, true)].map(|(n, hasty)| {
             let object = objects[n].clone();
@@ -496,7 +497,7 @@ fn writers_wait_for_pageout() {
     });
 }
 
-/// Without a store or pageout: whoever gives memory up serves who waits for it, however it is given up.
+/// Without a store or pageout: a thread that frees memory serves its waiters, however it frees it.
 #[test]
 fn writers_wait_for_who_frees() {
     explore(1500, || {
@@ -529,7 +530,7 @@ fn writers_wait_for_who_frees() {
     });
 }
 
-/// What a helper holds while it packs is not on the queues: pageout that finds nothing must not take that for the end.
+/// A helper's chunks are off the queues while it encodes: pageout that finds nothing must not take that for the end.
 #[test]
 fn what_a_helper_holds_makes_nobody_refused() {
     explore(1500, || {

@@ -1,4 +1,4 @@
-//! Stores that fail, damage or have no space.
+//! Stores that fail, return damaged data or have no space.
 
 #![expect(clippy::cast_possible_truncation, reason = "fill bytes made of page numbers")]
 
@@ -35,7 +35,7 @@ fn failed_writes_lose_nothing() {
     }
 }
 
-/// Damage is an error, never other bytes; writing the whole page heals it.
+/// Damage is an error, never wrong bytes; writing the whole page repairs it.
 #[test]
 fn damage_is_an_error() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
@@ -43,7 +43,7 @@ fn damage_is_an_error() {
     let (vm, account) = uncompressed_vm_on(Some(Arc::new(store)));
     let object = vm.object(&account);
     write(&vm, &object, 0, 9);
-    // What is behind it in its last block belongs to others: damage there would concern nobody.
+    // The rest of its last block belongs to other clusters: damage there would not matter here.
     (1..16).for_each(|page| write(&vm, &object, page, 1));
     evict_all(&vm);
     faults.next_read_flips.store(4, std::sync::atomic::Ordering::Relaxed);
@@ -54,7 +54,7 @@ fn damage_is_an_error() {
     check(&vm, &[&object]);
 }
 
-/// Bad reads, one after the other, that are not the store's last word: they are apart in time, and the last one is good.
+/// Bad reads that a retry repairs: the tries are apart in time, and the last one is good.
 #[test]
 fn passing_damage_and_errors_lose_nothing() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
@@ -82,7 +82,7 @@ fn passing_damage_and_errors_lose_nothing() {
     }
 }
 
-/// A strip that stays damaged takes none of its chunk's other strips with it.
+/// A strip that stays damaged leaves its chunk's other strips readable.
 #[test]
 fn one_damaged_strip_loses_no_neighbour() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
@@ -91,7 +91,7 @@ fn one_damaged_strip_loses_no_neighbour() {
     let object = vm.object(&account);
     (0..16).for_each(|page| write(&vm, &object, page, page as u8 + 1));
     evict_all(&vm);
-    // All reads of one strip; then of one request for the whole chunk, of which one strip is bad each time.
+    // All reads of one strip; then one request for the whole chunk, in which one strip is bad each time.
     for whole in [false, true] {
         faults.next_read_flips.store(4, std::sync::atomic::Ordering::Relaxed);
         let mut buf = vec![0; if whole { 16 } else { 1 } * PAGE];
@@ -105,7 +105,7 @@ fn one_damaged_strip_loses_no_neighbour() {
     }
 }
 
-/// A damaged strip that nobody wants, between two that are wanted, is nobody's business: the read ends, with the right bytes.
+/// A damaged strip that no reader wants, between two wanted ones, does no harm: the read ends, with the right bytes.
 /// Found by the simulation, seed 1329.
 #[test]
 fn damage_between_what_is_read_stops_nothing() {
@@ -121,8 +121,8 @@ fn damage_between_what_is_read_stops_nothing() {
     assert_eq!((buf[0], buf[5 * PAGE], buf[15 * PAGE]), (1, 77, 16));
 }
 
-/// A store that refuses writes is left alone and tried again, longer and longer; who waits for memory is refused only when
-/// it has refused everything for long, and not by how often it was tried (R17).
+/// A store that refuses writes is left alone and tried again at growing intervals; waiters are refused only when it has
+/// refused everything for long, however often it was tried (R17).
 #[test]
 fn errors_of_a_store_are_waited_out() {
     let store = FaultyStore::new(Arc::new(MemStore::new(10_000)), 1);
@@ -145,11 +145,11 @@ fn errors_of_a_store_are_waited_out() {
     }
     assert!((8..60).contains(&failed), "{failed} tries in ten seconds");
     assert!(vm.is_store_failing());
-    // It recovers: all goes on as if nothing had been.
+    // It recovers: operations go on as before.
     always(false);
     block_on(&vm, writing).unwrap();
     assert!(!vm.is_store_failing());
-    // It does not: then the writer is told.
+    // It does not: then the writer gets an error.
     always(true);
     let more = vm.object(&account);
     let refused = block_on(&vm, more.write(0, &data, Allowance::Normal)).unwrap_err();
@@ -157,7 +157,7 @@ fn errors_of_a_store_are_waited_out() {
     assert!(vm.is_store_failing());
 }
 
-/// A store that keeps objects apart and has no place for one of them.
+/// A store that keeps objects apart and has no room for one of them.
 #[derive(Debug)]
 struct Closed {
     store: MemStore,
@@ -191,12 +191,12 @@ impl Backend for Closed {
     }
 }
 
-/// An object that finds no space does not stand in the way of the others behind it.
+/// An object that finds no space does not block the others behind it.
 #[test]
 fn an_object_without_space_blocks_no_other() {
     let (vm, account) = vm_on(Some(Arc::new(Closed { store: MemStore::new(10_000), to: 0 })));
     let (closed, open) = (vm.object(&account), vm.object(&account));
-    // Half of a page is noise: it packs, but not to nothing.
+    // Half of a page is noise: it compresses, but not to nothing.
     let page = |n: u64| {
         let mut word = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         std::array::from_fn::<u8, PAGE, _>(|i| {
@@ -207,7 +207,7 @@ fn an_object_without_space_blocks_no_other() {
         })
     };
     (0..64).for_each(|n| block_on(&vm, closed.write(n * PAGE as u64, &page(n), Allowance::Normal)).unwrap());
-    // It comes first in compressed memory, and what should leave lies behind it.
+    // It comes first in compressed memory, and the clusters that should leave lie behind it.
     for n in 0..20_000_u64 {
         let at = n * PAGE as u64;
         let written = block_on(&vm, open.write(at, &page(n), Allowance::Normal));

@@ -1,7 +1,7 @@
-//! `cargo xtask mutants`: faults planted one at a time, and whether the tests find them.
+//! `cargo xtask mutants`: plants faults one at a time, and reports those that the tests do not find.
 //!
-//! Each fault of [`list`] replaces one piece of text in a copy of the workspace. Suites then run, the one first that should
-//! find it, until one fails. A fault that no suite finds survives, and shows what the tests do not test.
+//! Each fault of [`list`] replaces one piece of text in a copy of the workspace. Suites then run, first the one that
+//! should find it, until one fails. A fault that no suite finds survives: the tests do not cover it.
 
 mod list;
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::run::root;
 use list::{FAULTS, Fault, Suite};
 
-/// A suite that takes longer hangs, which finds the fault as well.
+/// A suite that takes longer hangs, which also finds the fault.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Plants faults and says which are found.
@@ -26,7 +26,7 @@ pub(crate) struct MutantsArgs {
 }
 
 /// # Errors
-/// The faults that nobody found, or that cannot be planted any more.
+/// The faults that no suite found, or that cannot be planted any more.
 pub(crate) fn run(args: &MutantsArgs) -> Result<(), String> {
     let is_asked = |fault: &&Fault| {
         args.names.is_empty() || args.names.iter().any(|name| fault.name.contains(name.as_str()))
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &MutantsArgs) -> Result<(), String> {
     if survived.is_empty() { Ok(()) } else { Err(format!("not found: {}", survived.join("; "))) }
 }
 
-/// The text of a fault's file with the fault in it.
+/// The text of a fault's file with the fault planted.
 fn planted(root: &Path, fault: &Fault) -> Result<String, String> {
     let path = root.join(fault.file);
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -102,7 +102,7 @@ impl Copy {
         for file in String::from_utf8_lossy(&files).lines() {
             let to = copy.root.join(file);
             std::fs::create_dir_all(to.parent().unwrap_or(&to)).map_err(|error| error.to_string())?;
-            // A file that was removed and is not committed yet is in the list, and missing.
+            // A removed file whose removal is not committed yet is in the list, and missing.
             if root().join(file).exists() {
                 std::fs::copy(root().join(file), to).map_err(|error| format!("{file}: {error}"))?;
             }
@@ -110,7 +110,7 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Runs `f` with a fault planted, and takes it out again.
+    /// Runs `f` with a fault planted, then removes the fault.
     fn with<T>(&self, fault: &Fault, f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         let path = self.root.join(fault.file);
         let sound = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
@@ -133,7 +133,7 @@ impl Copy {
         command.args(suite.command(only_compile)).current_dir(&self.root);
         command.env("CARGO_TARGET_DIR", &self.target).env("RUST_BACKTRACE", "0");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Its own group, so that what hangs can be ended with all that it has started.
+        // A process group of its own, so that a hung suite can be killed with all its children.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|error| format!("cargo: {error}"))?;
         let until = Instant::now() + if only_compile { 4 * PATIENCE } else { PATIENCE };
@@ -157,7 +157,7 @@ impl Copy {
 mod tests {
     use super::*;
 
-    /// A fault whose place has changed is planted nowhere, and finds nothing out.
+    /// A fault whose text has changed is planted nowhere, and is reported.
     #[test]
     fn every_fault_can_be_planted() {
         for fault in FAULTS {

@@ -41,13 +41,14 @@ impl Subject {
 }
 
 pub(super) struct Task {
-    /// Says what it does, should it never end.
+    /// Describes the operation, for the case that it never ends.
     pub(super) what: String,
     pub(super) future: Pin<Box<dyn Future<Output = ()>>>,
     pub(super) woken: Arc<Woken>,
 }
 
-/// Runs an operation; each of its first tries is dropped after so many waits. Says whether one was.
+/// Runs an operation; drops its first tries, each after its number of waits in `drops`. Returns true if one was
+/// dropped.
 pub(super) async fn begun_anew<T, F: Future<Output = T>>(
     mut drops: Vec<u32>,
     tally: &Rc<RefCell<Tally>>,
@@ -74,7 +75,7 @@ pub(super) async fn begun_anew<T, F: Future<Output = T>>(
     }
 }
 
-/// Discards pages. Where that found no memory it is done again: a discard may be done twice, and must come to an end.
+/// Discards pages, again if memory was short: a discard may be repeated, and must succeed at last.
 pub(super) fn discard(object: &Object, first: usize, end: usize, may_refuse: bool) {
     for _ in 0..10_000 {
         match object.discard(first as u64, end as u64) {

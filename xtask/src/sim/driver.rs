@@ -1,5 +1,5 @@
-//! Those who drive the VM, each of whom does something only when it was signalled, as in production but without a time-out
-//! that would hide a signal that was lost.
+//! The VM's driver threads. Each acts only when signalled, as in production, but without a time-out that would hide a
+//! lost signal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 
 /// Nanoseconds of one tick of simulated time.
 const TICK: u64 = 1_000_000;
-/// The store takes at most so many ticks.
+/// A store's request takes at most this many ticks.
 const SLOWEST: u64 = 40;
 
 /// Signals of the VM that no thread has heard yet; and a clock.
@@ -72,7 +72,7 @@ impl Thread {
     }
 }
 
-/// All of them.
+/// All driver threads.
 pub(super) struct Driver {
     pager: Pager,
     heard: Arc<Heard>,
@@ -82,9 +82,9 @@ pub(super) struct Driver {
     filler: Thread,
     /// Pageout waits for space that upkeep must prepare.
     wants_space: bool,
-    /// Requests at stores and sources, and when they are done.
+    /// Requests at stores and sources, with the times of their completion.
     at_store: Vec<(u64, Io)>,
-    /// Ticks.
+    /// The time, in ticks.
     pub(super) now: u64,
     /// Writes to the second store.
     pub(super) to_second: u64,
@@ -111,7 +111,7 @@ impl Driver {
         }
     }
 
-    /// Time passes, and alarms go off.
+    /// Advances time, and fires alarms.
     pub(super) fn tick(&mut self) {
         self.now = (self.now + 1).max(self.heard.clock.load(Ordering::Relaxed) / TICK);
         self.heard.clock.fetch_max(self.now * TICK, Ordering::Relaxed);
@@ -120,7 +120,7 @@ impl Driver {
         }
     }
 
-    /// One of them has a turn.
+    /// Gives one thread a turn.
     pub(super) fn step(&mut self, rng: &mut StdRng) {
         match rng.random_range(0..45) {
             0..15 => self.page_out(),
@@ -210,7 +210,7 @@ impl Driver {
             || self.pager.next_alarm().is_some()
     }
 
-    /// Where all wait for time to pass, it passes.
+    /// Advances time when all threads wait for it.
     pub(super) fn skip_idle_time(&mut self) {
         let busy = self.pageout.may_run(&self.heard.pageout)
             || self.reader.may_run(&self.heard.reads)

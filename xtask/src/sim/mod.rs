@@ -1,13 +1,13 @@
 //! `cargo xtask sim`: the VM and its store under a seeded scheduler, with simulated time and faults.
 //!
-//! One thread plays everybody: clients with operations under way, the pageout daemon, the store's I/O, which takes
+//! One thread plays all parts: clients with operations under way, the pageout daemon, the store's I/O, which takes
 //! random simulated time and completes in any order, and a store that fails, lies and fills up as the seed has it.
-//! After every step the budget holds; whenever all is at rest, every byte, slot, block and count is checked against
-//! a plain model. A failure prints its seed; the same seed replays it.
+//! After every step the budget holds; whenever all is at rest, every byte, slot, block and count is checked against a
+//! plain model. A failure prints its seed; the same seed replays it.
 //!
-//! - [`model`]: what an object should hold, and which answers of a read are right while changes are under way.
-//! - [`driver`]: pageout, a helper, upkeep and the store's I/O, each of which does something only when it was signalled: a
-//!   signal that is lost leaves operations waiting, which is found when all comes to rest.
+//! - [`model`]: the expected contents of an object, and the valid results of a read while changes are under way.
+//! - [`driver`]: pageout, a helper, upkeep and the store's I/O, each of which does something only when it was
+//!   signalled: a signal that is lost leaves operations waiting, which is found when all comes to rest.
 //! - [`world`]: the clients with their operations, several on one object, some dropped half way and begun anew.
 
 mod clients;

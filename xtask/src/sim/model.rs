@@ -6,16 +6,16 @@ use overspill_vm::PAGE;
 /// Contents of a page.
 type Bytes = Box<[u8]>;
 
-/// How a change came out, for one of its pages.
+/// The outcome of a change, for one of its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
     NotDone,
-    /// It was given up somewhere on the way.
+    /// The change was given up at some point.
     Unknown,
 }
 
-/// A page as the model knows it.
+/// A page in the model.
 #[derive(Debug, Clone)]
 struct Page {
     /// Contents that it may have. More than one only after a change of unknown outcome.
@@ -24,7 +24,7 @@ struct Page {
     coming: Option<Vec<Bytes>>,
     /// Contents that it had before, and until when: for reads that have begun earlier.
     past: Vec<(u64, Bytes)>,
-    /// Damage was seen here, or data was given up: reads may fail until it is wholly overwritten.
+    /// Damage was seen here, or data was lost: reads may fail until the page is wholly overwritten.
     may_be_lost: bool,
     /// True if the change under way makes it sound again.
     heals: bool,
@@ -36,7 +36,7 @@ pub(crate) struct Model {
     pages: Vec<Page>,
 }
 
-/// The part of `len` bytes at `at` in each page: the page, and where in the page and in the bytes.
+/// The part of `len` bytes at `at` in each page: the page, the range in the page, and the range in the bytes.
 fn parts(
     at: usize,
     len: usize,
@@ -65,7 +65,7 @@ impl Model {
         Model { pages: vec![page; pages] }
     }
 
-    /// An object that has these bytes, whole pages.
+    /// The model of an object with these bytes, whole pages.
     pub(crate) fn of(bytes: &[u8]) -> Model {
         let mut model = Model::new(bytes.len() / PAGE);
         for (page, bytes) in model.pages.iter_mut().zip(bytes.chunks_exact(PAGE)) {
@@ -92,7 +92,8 @@ impl Model {
         }
     }
 
-    /// The change of these bytes has ended, at this time, in each page as `outcome` says (of the bytes up to the page's end).
+    /// The change of these bytes has ended at `now`, with `outcome` for each page (given the bytes up to the page's
+    /// end).
     pub(crate) fn end(&mut self, at: usize, len: usize, now: u64, outcome: impl Fn(usize) -> Outcome) {
         for (page, _, part) in parts(at, len) {
             let outcome = outcome(part.end);
@@ -114,7 +115,7 @@ impl Model {
         }
     }
 
-    /// A change that is done at once.
+    /// A change that completes at once.
     pub(crate) fn write(&mut self, at: usize, data: &[u8], now: u64) {
         self.begin(at, data);
         self.end(at, data.len(), now, |_| Outcome::Done);
@@ -134,16 +135,16 @@ impl Model {
         self.pages[page].possible.iter().all(|bytes| bytes.iter().any(|&b| b != 0))
     }
 
-    /// No read is under way: what pages held before is of no interest.
+    /// No read is under way: forgets past contents.
     pub(crate) fn forget_past(&mut self) {
         self.pages.iter_mut().for_each(|page| page.past.clear());
     }
 
-    /// Asserts that `read` is what a read at `at` may see that began at `since` and ends now: each page as it was at some
-    /// time in between, and nothing half done (R28, R67).
+    /// Asserts that `read` is a valid result of a read at `at` that began at `since` and ends now: each page as it was
+    /// at some time in between, and nothing half done (R28, R67).
     ///
     /// # Panics
-    /// When it is not.
+    /// When it is not valid.
     pub(crate) fn assert_read(&self, at: usize, read: &[u8], since: u64) {
         for (number, within, from) in parts(at, read.len()) {
             let page = &self.pages[number];

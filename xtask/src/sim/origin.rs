@@ -1,4 +1,4 @@
-//! Beside stores: a source that fails now and then, and a lessee that gives memory back when it has time.
+//! A source that fails now and then, and a lessee that gives memory back when it has time.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use overspill_vm::{Lease, Lessee, PAGE, Source, Vm};
 
-/// A source whose bytes follow from their place.
+/// A source whose bytes follow from their offset.
 #[derive(Debug)]
 pub(super) struct Origin {
     seed: u64,
@@ -93,7 +93,7 @@ impl Tenant {
         Tenant { lease: std::rc::Rc::new(vm.lease(asked.clone())), asked }
     }
 
-    /// Gives back the memory it was asked for.
+    /// Gives back the bytes it was asked for.
     pub(super) fn gives_back(&self) {
         let asked = self.asked.0.swap(0, Ordering::Relaxed);
         if asked > 0 {

@@ -1,4 +1,4 @@
-//! The result of runs, in numbers.
+//! The results of runs, in numbers.
 
 use std::fmt;
 use std::ops::AddAssign;

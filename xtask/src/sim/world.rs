@@ -31,11 +31,11 @@ const CLIENTS: usize = 6;
 struct Shared {
     subjects: Rc<RefCell<Vec<Subject>>>,
     tally: Rc<RefCell<Tally>>,
-    /// Of the first store, and of the second, if there is one.
+    /// Faults of the first store, and of the second, if there is one.
     faults: Vec<Arc<Faults>>,
     origin: Arc<Origin>,
     now: Rc<Cell<u64>>,
-    /// The store has refused everything for so long that waiters may be refused.
+    /// The store has failed for so long that waiters may be refused.
     was_broken: Rc<Cell<bool>>,
     mode: Mode,
     trace: bool,
@@ -47,7 +47,7 @@ pub(crate) struct World {
     account: Arc<Account>,
     driver: Driver,
     tenant: Tenant,
-    /// Bytes that the memory may change to, and those that may be charged until pageout has made up for a change.
+    /// The two sizes of memory, and the bytes that may be charged until pageout has made up for a change.
     memories: [usize; 2],
     charged_at_most: usize,
     shared: Shared,
@@ -70,7 +70,7 @@ enum Mode {
 impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        // Without magazines every allocation can fail, and which does depends on nothing but the seed.
+        // Without magazines every allocation can fail, and the seed alone decides which.
         choose_cpu_mode(CpuMode::Off);
         inject::fail_one_in(0, 0);
         let modes = [
@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    /// One thing happens.
+    /// Makes one event happen.
     pub(crate) fn step(&mut self) {
         self.tick();
         match self.rng.random_range(0..100) {
@@ -173,7 +173,7 @@ impl World {
         self.charged_at_most = self.charged_at_most.min(pages).max(stats.limit_bytes);
     }
 
-    /// Memory goes up or down, is given back to the kernel, or is lent.
+    /// Grows or shrinks memory, gives some back to the kernel, or leases some.
     fn change_memory(&mut self) {
         match self.rng.random_range(0..4) {
             0 => {
@@ -248,7 +248,7 @@ impl World {
         self.tasks.push(Task { what, future: Box::pin(future), woken });
     }
 
-    /// Begins an operation, if there is a client for it and no other change is at its pages.
+    /// Begins an operation, if there is a client for it and no other change at its pages.
     fn begin(&mut self) {
         if self.tasks.len() >= CLIENTS {
             return;
@@ -296,7 +296,8 @@ impl World {
         said
     }
 
-    /// After how many waits each try of an operation is dropped, to be begun anew: a transport does that which parks requests.
+    /// The number of waits before each try of an operation is dropped and begun anew, as a transport that parks
+    /// requests does.
     fn drops(&mut self) -> Vec<u32> {
         let times = if self.rng.random_ratio(1, 3) { self.rng.random_range(1..3) } else { 0 };
         (0..times).map(|_| self.rng.random_range(0..3)).collect()
@@ -354,7 +355,7 @@ impl World {
                 Ok(()) => (len, None),
                 Err((done, error)) => (done, Some(error)),
             };
-            // A try that was dropped may have come further than the one that was refused.
+            // A dropped try may have come further than the one that was refused.
             let beyond = if dropped { Outcome::Unknown } else { Outcome::NotDone };
             subject.model.end(
                 at,
@@ -380,7 +381,7 @@ impl World {
             let (result, _) = begun_anew(drops, &shared.tally, zero).await;
             if let Err(error) = result {
                 shared.refused("zero", who, at, error);
-                // The pages at its ends may be zeroed or not; finish it in the plainest way.
+                // The pages at its ends may be zeroed or not; a plain discard finishes it.
                 discard(&object, at / PAGE, (at + len).div_ceil(PAGE), shared.mode == Mode::NoObjects);
             }
             let subject = &mut shared.subjects.borrow_mut()[who];
@@ -401,7 +402,7 @@ impl World {
         subject.object.clone()
     }
 
-    /// Changes that never wait: discard, fork, and throwing an object away.
+    /// Changes that never wait: discard, fork, and dropping an object.
     fn change_at_once(&mut self, who: usize, at: usize, len: usize) {
         let other = self.rng.random_range(0..OBJECTS);
         let what = self.rng.random_range(0..3);
@@ -428,9 +429,9 @@ impl World {
         shared.tally.borrow_mut().operations += 1;
     }
 
-    /// An empty object, or one that has its bytes from the source.
+    /// An empty object, or one with a source.
     fn new_subject(&self) -> Subject {
-        // The driver's clock is as good as the seed to choose by, and asks nothing of it.
+        // Chosen by the driver's clock, which is as good as the seed and draws nothing from it.
         if self.driver.now.is_multiple_of(2) {
             return Subject::new(self.pager.object(&self.account), Model::new(PAGES));
         }
@@ -439,7 +440,7 @@ impl World {
         Subject::new(self.pager.object_from(origin, &self.account), model)
     }
 
-    /// Lets everything under way end, in simulated time, and checks all there is. Where nobody can go on, and operations
+    /// Lets everything under way end, in simulated time, and checks everything. If nothing can act while operations
     /// wait, a signal was lost.
     fn come_to_rest(&mut self) {
         self.pager.set_eager(false);
@@ -459,7 +460,7 @@ impl World {
                 self.driver.skip_idle_time();
             }
             if self.tasks.is_empty() && self.pager.is_store_broken() {
-                // Nobody waits, but pageout would try for ever.
+                // No operation waits, but pageout would retry for ever.
                 self.shared.faults.iter().for_each(|faults| faults.write_error.store(0, Ordering::Relaxed));
             }
             self.tick();
@@ -490,7 +491,7 @@ impl World {
         self.shared.tally.borrow_mut().checks += 1;
     }
 
-    /// Compaction comes to its end where nothing stands in its way.
+    /// Compaction finishes where nothing blocks it.
     fn compact_to_the_end(&mut self) {
         let mut turns = 0;
         while self.pager.wants_compaction() {
@@ -559,7 +560,7 @@ impl Shared {
         })
     }
 
-    /// An operation was refused: asserts that it may be, with this seed.
+    /// An operation was refused: asserts that this seed allows it.
     fn refused(&self, what: &str, who: usize, at: usize, error: VmError) {
         if self.trace {
             println!("       object {who}: {what} at {at} failed: {error}");

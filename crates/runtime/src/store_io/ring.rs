@@ -15,13 +15,13 @@ use crate::reactor::{Client, Reactor, Requests};
 use crate::signals::Wakeups;
 use crate::wake::{self, READS, WRITES};
 
-/// Reads at once of a ring, and bytes that one of them brings: neighbours together.
+/// Concurrent reads of a ring, and bytes of one of them: neighbours together.
 const READS_AT_ONCE: usize = 4;
 const READ_BYTES: usize = 128 << 10;
-/// Writes at once of a ring. With more, writers wait longer for the first of them.
+/// Concurrent writes of a ring. With more, writers wait longer for the first of them.
 const WRITES_AT_ONCE: usize = 1;
 
-/// Does the reads that a ring could not.
+/// Does the reads that a ring could not do.
 pub(crate) fn read_again(pager: &Pager, wakeups: &Wakeups) {
     let mut reader = Reader::new(READ_BYTES);
     while !wakeups.stopped() {
@@ -32,7 +32,7 @@ pub(crate) fn read_again(pager: &Pager, wakeups: &Wakeups) {
     }
 }
 
-/// Does the writes that a ring could not.
+/// Does the writes that a ring could not do.
 pub(crate) fn write_again(pager: &Pager, wakeups: &Wakeups) {
     while !wakeups.stopped() {
         if let Some(write) = wakeups.writes_again.next(&wakeups.late) {
@@ -47,7 +47,7 @@ pub(crate) fn new(files: usize) -> std::io::Result<Ring> {
     Ring::new(RingSize { requests, files, buffers: READS_AT_ONCE, buffer_bytes: READ_BYTES })
 }
 
-/// Runs store I/O on a ring; says first whether there is one.
+/// Runs store I/O on a ring; reports first if the ring could be made.
 pub(crate) fn run(pager: &Pager, wakeups: &Wakeups, made: &Sender<std::io::Result<()>>) {
     let client = new(pager.stores().count()).and_then(|mut ring| {
         let client = StoreClient::new(pager, wakeups, &mut ring)?;
@@ -78,7 +78,7 @@ struct StoreClient<'a> {
     write: Option<WriteTicket>,
 }
 
-/// The write's token; reads have their places.
+/// The write's token; a read's token is its index.
 const WRITE: u32 = u32::MAX;
 
 impl<'a> StoreClient<'a> {
@@ -89,7 +89,7 @@ impl<'a> StoreClient<'a> {
         Ok(StoreClient { pager, wakeups, files: files?, reads: Default::default(), write: None })
     }
 
-    /// The file and the byte of it where `len` bytes of a store lie.
+    /// The file, and the offset in it, of `len` bytes of a store.
     fn file(&self, store: StoreId, block: u64, len: usize) -> Option<(RingFile, u64)> {
         let file = (*self.files.get(usize::from(store.0))?)?;
         let (_, offset) = self.pager.store(store)?.direct(block, len)?;

@@ -19,7 +19,7 @@ pub(crate) fn run_store(pager: &Pager, wakeups: &Wakeups) {
         wakeups.late.look(woken, write.is_some(), &wakeups.store);
         woken = match write {
             Some(write) => {
-                // This one takes a while.
+                // This write takes a while.
                 if pager.has_writes() {
                     wakeups.store.set();
                 }
@@ -56,7 +56,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// For at most `bytes` at once.
+    /// A reader of at most `bytes` at once.
     pub(crate) fn new(bytes: usize) -> Reader {
         Reader { reads: Vec::new(), buf: AlignedBuf::new(bytes) }
     }
@@ -77,7 +77,7 @@ impl Reader {
     }
 }
 
-/// The same error for one more reader.
+/// A copy of the error for one more reader.
 fn again(error: &std::io::Error) -> std::io::Error {
     match error.raw_os_error() {
         Some(errno) => std::io::Error::from_raw_os_error(errno),
@@ -95,7 +95,7 @@ pub(crate) fn perform_write(pager: &Pager, write: WriteIo) {
     pager.complete_write(ticket, buf, result);
 }
 
-/// Reads from sources: a source that hangs keeps its thread.
+/// Reads from sources: a source that hangs blocks its thread.
 pub(crate) fn run_fill(pager: &Pager, wakeups: &Wakeups) {
     let mut buf = vec![0; FillIo::LEN];
     let mut woken = true;
@@ -115,7 +115,7 @@ pub(crate) fn run_fill(pager: &Pager, wakeups: &Wakeups) {
     }
 }
 
-/// The bytes of their store, counted from its first, that neighbouring reads are of.
+/// The byte range of neighbouring reads in their store.
 pub(crate) fn blocks_of(reads: &[ReadIo]) -> Range<usize> {
     let at = |read: &ReadIo| usize::try_from(read.place().block).unwrap_or(0) * BLOCK;
     let start = reads.first().map_or(0, at);
@@ -123,7 +123,7 @@ pub(crate) fn blocks_of(reads: &[ReadIo]) -> Range<usize> {
     start..end
 }
 
-/// Where the bytes of one of them lie among those that were read from byte `start` on.
+/// The range of one of them in the bytes that were read from byte `start` on.
 pub(crate) fn bytes_of(read: &ReadIo, start: usize) -> Range<usize> {
     let at = usize::try_from(read.place().block).unwrap_or(0) * BLOCK - start;
     at..at + read.len()

@@ -1,4 +1,4 @@
-//! A store, seen from above: the blocks of it that are held, its segments, its health.
+//! A store, as the VM sees it: the blocks of it that are held, its segments, its health.
 
 use overspill_slab::{Ref, WeakRef};
 use overspill_store::{AllocError, BLOCK, Run, Store};
@@ -65,7 +65,7 @@ impl Backing {
             found.into_iter().map(|segment| (segment.dead_share(), segment)).collect();
         found.retain(|(share, _)| *share > SPARSE);
         found.sort_unstable_by_key(|(share, _)| std::cmp::Reverse(*share));
-        // Not one that another compactor has.
+        // Skip a segment that another compactor has.
         found
             .into_iter()
             .map(|(_, segment)| segment)
@@ -74,7 +74,7 @@ impl Backing {
 
     pub(super) fn add(&self, segment: &Ref<Segment>) {
         let mut segments = self.segments.lock();
-        // Entries of dead segments make room for new ones: two are looked at for each that comes.
+        // Entries of dead segments make room for new ones: two entries are checked for each new one.
         for _ in 0..2 {
             let at = segments.next;
             match segments.all.get(at).map(WeakRef::is_alive) {
@@ -107,7 +107,7 @@ impl Backing {
     }
 }
 
-/// Segments that are looked at for the sparsest.
+/// Segments that are checked to find the sparsest.
 const LOOK: usize = 64;
 /// In 256ths: with a smaller dead share, reading and writing the rest does not pay.
 const SPARSE: usize = 20;

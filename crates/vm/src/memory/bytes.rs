@@ -34,7 +34,7 @@ impl Bytes {
         }
     }
 
-    /// Bytes of the budget that go free with the last clone.
+    /// Bytes of the budget that come free with the last clone.
     pub(crate) fn cost(&self) -> usize {
         match self {
             Bytes::Frame(_) => PAGE,
@@ -57,7 +57,7 @@ impl Bytes {
         }
     }
 
-    /// Changes bytes in place, if they are unshared and there is room. Returns whether it did.
+    /// Changes bytes in place, if they are unshared and there is room. Returns true if it did.
     pub(crate) fn try_write(&mut self, at: usize, data: &[u8]) -> bool {
         let room = match self {
             Bytes::Frame(frame) => frame.bytes_mut().map(|bytes| &mut bytes[..]),
@@ -72,8 +72,8 @@ impl Bytes {
         }
     }
 
-    /// New bytes: `data` at `at`, what `base` holds elsewhere, zeros beyond both. The space comes out of
-    /// `reservation`, a page at most.
+    /// New bytes: `data` at `at`, the bytes of `base` elsewhere, zeros beyond both. The space, at most a page, comes
+    /// out of `reservation`.
     pub(crate) fn build(
         base: &[u8],
         at: usize,

@@ -20,7 +20,7 @@ pub(crate) struct ChunkRef(Ref<Chunk>);
 
 impl ChunkRef {
     /// # Errors
-    /// [`VmError::NoMemory`] when there is none for it.
+    /// [`VmError::NoMemory`] when there is no memory for it.
     pub(crate) fn new(chunk: Chunk) -> Result<ChunkRef, VmError> {
         chunk.owners.store(1, Ordering::Relaxed);
         Ok(ChunkRef(Ref::new(chunk)?))
@@ -54,7 +54,7 @@ impl Deref for ChunkRef {
 }
 
 impl Chunk {
-    /// A chunk, which [`CHUNK_COST`] was charged for.
+    /// A chunk, whose [`CHUNK_COST`] was charged.
     pub(crate) fn new(
         memory: &Arc<Memory>,
         object: u32,
@@ -91,10 +91,11 @@ pub(crate) trait ChunkHandle {
     fn lock(&self) -> ChunkGuard<'_>;
 
     /// A chunk with the same pages, for a tree that is about to change them: frames, small pages and extents are
-    /// shared, not copied (R40, R58). `account` pays for the pages from now on; without an `allowance` it must.
+    /// shared, not copied (R40, R58). `account` pays for the pages from now on; with no `allowance` the charge is
+    /// forced.
     ///
     /// # Errors
-    /// [`VmError::NoSpace`] when the account may not, [`VmError::NoMemory`] when there is none for the chunk.
+    /// [`VmError::NoSpace`] when the account has no room, [`VmError::NoMemory`] when there is none for the chunk.
     fn copy(
         &self,
         account: &std::sync::Arc<Account>,
@@ -109,7 +110,7 @@ impl ChunkHandle for Ref<Chunk> {
         allowance: Option<Allowance>,
     ) -> Result<ChunkRef, VmError> {
         let charge = self.memory.budget.charge_forced(CHUNK_COST);
-        // First, because it can fail: nothing is charged to the account then.
+        // First, because it can fail: the account is not charged yet.
         let copy = ChunkRef::new(Chunk::new(&self.memory, self.object, account, charge))?;
         let from = self.lock();
         let count = u64::from(from.existing().count_ones());
@@ -120,7 +121,7 @@ impl ChunkHandle for Ref<Chunk> {
         }
         let mut to = copy.lock();
         to.states = from.states;
-        // The cluster on its way out is the original's; the copy's pages will be written for themselves.
+        // The cluster being written belongs to the original; the copy's pages will be written for themselves.
         to.states.set(from.states.all(State::Writing), State::Dirty);
         to.bytes = from.bytes.iter().map(Bytes::share).collect();
         to.clusters = from.clusters.clone();
@@ -152,7 +153,7 @@ impl Drop for Chunk {
     }
 }
 
-/// A locked chunk. On unlock it joins or leaves the page queues and the gauges follow.
+/// A locked chunk. Unlocking it puts it on or takes it off the page queues, and updates the gauges.
 pub(crate) struct ChunkGuard<'a> {
     state: MutexGuard<'a, ChunkState, { rank::CHUNK }>,
     chunk: &'a Ref<Chunk>,

@@ -1,7 +1,7 @@
 //! Compressed memory: clusters that are compressed and still in RAM, inside the budget (R37).
 //!
 //! Clusters leave for the store in the order in which they came. A cluster that was read meanwhile is passed over once.
-//! (S3-FIFO's shape, with one bit: an access that we see is a miss of the kernel's cache.)
+//! (As in S3-FIFO, with one bit: an access that we see is a miss of the kernel's cache.)
 
 use overspill_slab::{Ref, WeakRef};
 
@@ -16,31 +16,31 @@ impl std::fmt::Debug for Compressed {
     }
 }
 
-/// Clusters that are looked at for one that was not recompressed yet.
+/// Clusters that are checked to find one not yet recompressed.
 const LOOK: usize = 256;
 
 /// The next step for the cluster whose turn it is to leave.
 pub(crate) enum Next {
     /// Its bytes were copied. Ends with [`Compressed::stored`] or [`Compressed::stays`].
     Leaves(Leaving),
-    /// Much of it is dead: it should be encoded again first. It is still the next one then; this is said once only.
+    /// Much of it is dead: it should be encoded again first. It stays the next one; this is reported only once.
     IsStale(Ref<Extent>, WeakRef<Chunk>),
-    /// It may not go now, or does not fit.
+    /// It cannot leave now, or does not fit.
     Stays,
-    /// There is none that may go.
+    /// No cluster can leave.
     None,
 }
 
 /// The result of asking for a cluster to recompress.
 pub(crate) enum Cold {
     Cluster(Ref<Extent>, WeakRef<Chunk>),
-    /// Some were looked at in vain: ask again.
+    /// Some were checked, none found: ask again.
     PassedOver,
-    /// All were looked at.
+    /// All were checked.
     End,
 }
 
-/// When the turn of a cluster comes that could not leave.
+/// The next turn of a cluster that could not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     First,
@@ -52,7 +52,7 @@ pub(crate) struct Leaving {
     pub(crate) extent: Ref<Extent>,
     pub(crate) chunk: WeakRef<Chunk>,
     pub(crate) object: u32,
-    /// Bytes of the budget that go free when it is stored.
+    /// Bytes of the budget that come free when it is stored.
     pub(crate) cost: usize,
 }
 
@@ -71,7 +71,7 @@ impl Compressed {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Pages that went in, dead ones of living clusters too.
+    /// Pages that were encoded into it, dead ones of living clusters too.
     pub(crate) fn pages(&self) -> usize {
         self.pages.load(Ordering::Relaxed)
     }
@@ -89,8 +89,8 @@ impl Compressed {
         payload.slot = self.queues.lock().insert(Ref::downgrade(extent));
     }
 
-    /// The next cluster to go to the store, its bytes copied to the start of `out`. `only` names the one object whose clusters
-    /// may go.
+    /// The next cluster to go to the store, its bytes copied to the start of `out`. `only` names the one object whose
+    /// clusters may go.
     pub(crate) fn next_out(&self, out: &mut [u8], eager: bool, only: Option<u32>) -> Next {
         let extent = match self.queues.lock().next_victim() {
             Victim::Found(extent) => extent,
@@ -128,7 +128,7 @@ impl Compressed {
         Next::Leaves(Leaving { extent, chunk, object, cost })
     }
 
-    /// The oldest cluster that the recompressor has not looked at; now it has.
+    /// The oldest cluster that the recompressor has not checked yet; marks it as checked.
     pub(crate) fn next_cold(&self) -> Cold {
         let mut cold = self.cold.lock();
         for _ in 0..LOOK {
@@ -150,8 +150,8 @@ impl Compressed {
         Cold::PassedOver
     }
 
-    /// Gives the turn of one extent in compressed memory to another, new one. False if it has none any more, or is on its
-    /// way out.
+    /// Gives the queue position of an extent in compressed memory to a new one. False if the old one has none any more,
+    /// or is on its way out.
     pub(crate) fn replace(&self, old: &Ref<Extent>, new: &Ref<Extent>) -> bool {
         let slot = {
             let mut location = old.location();
@@ -173,7 +173,7 @@ impl Compressed {
 
     /// An extent on its way out is in the store now.
     pub(crate) fn stored(extent: &Ref<Extent>, segment: &Ref<Segment>, at: usize) {
-        // Its memory goes back under no lock.
+        // Its memory is freed under no lock.
         if let Location::Memory(mut payload) = extent.settle(segment, at) {
             payload
                 .forks
@@ -185,11 +185,11 @@ impl Compressed {
         }
     }
 
-    /// An extent on its way out stays here after all.
+    /// An extent on its way out stays in compressed memory after all.
     pub(crate) fn stays(&self, extent: &Ref<Extent>, turn: Turn) {
         if let Location::Memory(payload) = &mut *extent.location() {
             payload.going_out = false;
-            // It went to the end of its queue when it was taken.
+            // `next_out` moved it to the end of its queue.
             if payload.slot != NOT_QUEUED && turn == Turn::First {
                 self.queues.lock().put_first(payload.slot);
             }

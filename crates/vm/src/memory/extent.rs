@@ -1,4 +1,5 @@
-//! Extents: where a cluster of pages lies, in compressed memory or in a segment of a store, and which of its pages live.
+//! Extents: where a cluster of pages lies, in compressed memory or in a segment of a store, and which of its pages
+//! live.
 //!
 //! ```text
 //!   made ──► in memory ──written out──► in a segment        never back: readers copy, and let go
@@ -18,10 +19,11 @@ use crate::page::{PageSet, members};
 use crate::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use crate::sync::{Mutex, MutexGuard, rank};
 
-/// Extents begin at multiples of so many bytes.
+/// Extents begin at multiples of this many bytes.
 pub(crate) const EXTENT_ALIGN: usize = 64;
 
-/// Chunks that show an extent are counted up to this; from three on no page of it is counted dead before one alone is left.
+/// Limit of the count of chunks that show an extent; from three chunks on, pages are counted dead only once one is
+/// left.
 pub(super) const MANY: u8 = u8::MAX;
 
 impl Location {
@@ -37,7 +39,7 @@ impl Location {
 pub(crate) struct BlocksOfStrips {
     pub(crate) start: Place,
     pub(crate) blocks: u32,
-    /// Where in the first block the strips begin.
+    /// Offset of the strips in the first block.
     pub(crate) skip: usize,
 }
 
@@ -45,7 +47,7 @@ pub(crate) struct BlocksOfStrips {
 pub(crate) const MAX_READ_BLOCKS: usize = MAX_PAYLOAD.div_ceil(BLOCK) + 1;
 
 impl Extent {
-    /// An extent, which [`EXTENT_COST`] was charged for.
+    /// An extent, whose [`EXTENT_COST`] was charged.
     pub(crate) fn new(
         location: Location,
         encoded: Encoded,
@@ -68,14 +70,15 @@ impl Extent {
         }
     }
 
-    /// It has left compressed memory for this segment. Answers what it was.
+    /// It has left compressed memory for this segment. Returns its old location.
     pub(crate) fn settle(&self, segment: &Ref<Segment>, at: usize) -> Location {
         let mut location = self.location();
         segment.add_live(self.live_len());
         std::mem::replace(&mut *location, Location::stored(segment, at))
     }
 
-    /// One more chunk shows these pages of it: the first one ever, or a fork, which shows what its original does.
+    /// One more chunk shows these pages of it: the first chunk, or a fork's, which shows the same pages as its
+    /// original.
     pub(crate) fn show(&self, pages: PageSet) {
         let location = self.location();
         let before = self.shows.load(Ordering::Relaxed);
@@ -86,7 +89,7 @@ impl Extent {
         }
     }
 
-    /// A chunk gives up pages of it, and goes on to show `left`; with none left it shows the extent no more.
+    /// A chunk gives up pages of it and goes on to show `left`; if `left` is empty, it no longer shows the extent.
     pub(crate) fn hide(&self, pages: PageSet, left: PageSet) {
         let location = self.location();
         let shows = self.shows.load(Ordering::Relaxed);
@@ -105,7 +108,7 @@ impl Extent {
         }
     }
 
-    /// A fork's chunk shows it too: compaction must find that one, should the original go.
+    /// A fork's chunk shows it too: compaction must find that chunk if the original goes.
     pub(crate) fn is_shown_by(&self, fork: &Ref<Chunk>) {
         match &mut *self.location() {
             Location::Memory(payload) => payload.forks.get_or_insert_default().push(Ref::downgrade(fork)),
@@ -113,7 +116,7 @@ impl Extent {
         }
     }
 
-    /// So many of its pages are dead now.
+    /// Sets the number of its dead pages.
     fn bury(&self, location: &Location, dead: usize) {
         let before = self.live_len();
         self.dead.store(u8::try_from(dead).unwrap_or(u8::MAX), Ordering::Relaxed);
@@ -148,7 +151,7 @@ impl Extent {
         self.len_without(self.dead())
     }
 
-    /// The same were these pages all that live. For [`crate::testing`].
+    /// `live_len` if just these pages lived. For [`crate::testing`].
     pub(crate) fn live_len_of(&self, live: PageSet) -> usize {
         self.len_without(self.encoded.pages() - live.count_ones() as usize)
     }
@@ -186,8 +189,8 @@ impl Extent {
         (self.pages & ((1 << page) - 1)).count_ones() as usize
     }
 
-    /// Neighbouring strips that hold the first of these pages, each of them some: a strip that nobody wants and that is
-    /// damaged must not stand in the way of the others.
+    /// Neighbouring strips that hold the first of these pages, each strip holding some of them: a damaged strip that no
+    /// reader wants must not stand in the way of the others.
     pub(crate) fn strips(&self, set: PageSet) -> Range<usize> {
         let mut wanted = members(set & self.pages).map(|page| self.encoded.strip_of(self.rank(page)));
         let Some(first) = wanted.next() else { return 0..0 };
@@ -221,7 +224,8 @@ impl Extent {
         })
     }
 
-    /// Copies the bytes of some strips out of compressed memory; `None` when they are in the store. Returns how many.
+    /// Copies the bytes of some strips out of compressed memory; `None` when they are in the store. Returns how many
+    /// bytes.
     pub(crate) fn copy_payload(&self, strips: Range<usize>, out: &mut [u8]) -> Option<usize> {
         let Location::Memory(payload) = &mut *self.location() else { return None };
         let bytes = self.encoded.bytes_of(strips);
@@ -230,7 +234,7 @@ impl Extent {
         Some(bytes.len())
     }
 
-    /// The same for who looks after them, which is no use of them.
+    /// The same for maintenance: does not mark the extent as used.
     pub(crate) fn peek_payload(&self, strips: Range<usize>, out: &mut [u8]) -> Option<usize> {
         let Location::Memory(payload) = &*self.location() else { return None };
         let bytes = self.encoded.bytes_of(strips);
@@ -241,7 +245,7 @@ impl Extent {
     /// Checks and decodes some strips from their bytes.
     ///
     /// # Errors
-    /// The first strip whose bytes are not those that were written.
+    /// The first strip whose bytes differ from those that were written.
     pub(crate) fn decode(
         &self,
         strips: Range<usize>,

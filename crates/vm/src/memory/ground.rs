@@ -1,4 +1,4 @@
-//! The ground itself: its clock, its tags, and memory that goes back to the kernel.
+//! The memory itself: its clock, its tags, and memory that goes back to the kernel.
 
 use overspill_store::Store;
 use overspill_sys::{Arena, REGION_FRAMES};
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Memory {
 }
 
 impl Memory {
-    /// Memory for `limit` bytes of pages and metadata, `most` at the most it may become.
+    /// Memory for `limit` bytes of pages and metadata, which may be raised to `most`.
     ///
     /// # Errors
     /// [`VmError::Arena`] when address space cannot be had.
@@ -36,7 +36,7 @@ impl Memory {
         stores: Vec<std::sync::Arc<dyn Store>>,
     ) -> Result<Arc<Memory>, VmError> {
         let charged = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        // A region more than the budget can take: one may be out of sight while its memory is given back.
+        // A region more than the budget can take: one may be unavailable while its memory is given back.
         let arena = Arena::new(most.div_ceil(PAGE) + REGION_FRAMES, charged.clone()).map_err(|error| {
             tracing::error!(%error, "no arena");
             VmError::Arena(IoFailure::of(&std::io::Error::other(error)))
@@ -80,7 +80,7 @@ impl Memory {
         self.timers.now(self.driver.get().nanoseconds())
     }
 
-    /// Waits for so many nanoseconds.
+    /// Waits for this many nanoseconds.
     pub(crate) async fn sleep(&self, ns: u64) -> Result<(), VmError> {
         let due = self.now() + ns;
         let ticket = self.timers.sleep_until(due)?;
@@ -88,7 +88,7 @@ impl Memory {
         ticket.await.ok_or(VmError::ShutDown)
     }
 
-    /// Has pageout look again at that time.
+    /// Has pageout look again at `due`.
     pub(crate) fn pageout_at(&self, due: u64) {
         self.timers.pageout_at(due);
         self.driver.get().alarm(due);
@@ -101,8 +101,8 @@ impl Memory {
         }
     }
 
-    /// Gives free memory back to the kernel. Frames that fell free leave their memory in the arena; if the heap has taken
-    /// their share of the budget, that much goes back at once (iron rule 3), the rest when it has rested.
+    /// Gives free memory back to the kernel. Freed frames leave their memory in the arena; if the heap has taken their
+    /// share of the budget, that much goes back at once (iron rule 3), the rest once it has been idle for a while.
     pub(crate) fn give_back(&self) {
         let heap = self.budget.charged().saturating_sub(self.arena.live_bytes());
         let excess = (self.arena.touched_bytes() + heap).saturating_sub(self.budget.limit());
@@ -115,7 +115,7 @@ impl Memory {
         self.budget.grant();
     }
 
-    /// Counts `bytes` of the process's memory that nothing else charged in the budget, instead of those of the last call.
+    /// Counts `bytes` of the process's memory that nothing else charged in the budget. Replaces the last call's bytes.
     pub(crate) fn set_overhead(&self, bytes: usize) {
         let charge = (bytes > 0).then(|| self.budget.charge_forced(bytes));
         // The old charge goes after the new one came, and outside the lock.

@@ -1,5 +1,5 @@
-//! How the store takes writes. One that fails is left alone for a while, and then longer; whoever waits for memory goes on
-//! waiting meanwhile. Only when it has refused all writes for [`PATIENCE`] do those who wait hear of it.
+//! Health of a store's writes. After a failed write the store is left alone for a while, longer each time; operations
+//! that need memory go on waiting. Waiters are told only when it has refused all writes for [`PATIENCE`].
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ const PATIENCE: u64 = 15_000 * MS;
 /// The meaning of a failed write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// When the store is to be tried again.
+    /// The time at which to try the store again.
     pub(crate) again_at: u64,
     /// True if it counts as broken: then nobody should be left waiting for it.
     pub(crate) is_broken: bool,
@@ -31,7 +31,7 @@ struct Trouble {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     trouble: Mutex<Option<Trouble>>,
-    /// `trouble.is_some()`, and whether it has lasted, readable without the lock.
+    /// `trouble.is_some()` and broken, readable without the lock.
     is_failing: AtomicBool,
     is_broken: AtomicBool,
 }
@@ -46,11 +46,11 @@ impl Health {
         }
     }
 
-    /// A write failed, at this time.
+    /// A write failed at `now`.
     pub(crate) fn failed(&self, now: u64) -> Failure {
         let mut trouble = self.trouble.lock();
         let trouble = trouble.get_or_insert(Trouble { since: now, again_at: now, pause: FIRST_PAUSE / 2 });
-        // Several that were under way together are one failure.
+        // Writes that fail together count as one failure.
         if trouble.again_at <= now {
             trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
             trouble.again_at = now + trouble.pause;

@@ -1,7 +1,7 @@
-//! The ground: memory, and the records that say where each page of it is.
+//! Memory, and the records that say where each page of it is.
 //!
-//! The records point at each other in both directions (a chunk shows extents; a segment knows the chunks that show what
-//! lies in it), so `records.rs` defines them together. Each file above it holds the operations on one of them and uses
+//! The records point at each other in both directions (a chunk shows extents; a segment knows the chunks that show its
+//! clusters), so `records.rs` defines them together. Each file above it holds the operations on one of them and uses
 //! only files below its own:
 //!
 //! ```text

@@ -1,5 +1,5 @@
-//! A payload in compressed memory: its whole pages are frames, the rest a slab block in steps of 64 bytes. Nothing is moved
-//! to keep the parts together, and a payload that dies is free at once.
+//! A payload in compressed memory: its whole pages are frames, the rest a slab block in steps of 64 bytes. Nothing is
+//! moved to keep payloads contiguous, and a dead payload is free at once.
 
 use overspill_slab::{Block, Own, Ref};
 use overspill_sys::Frame;
@@ -22,7 +22,7 @@ impl std::fmt::Debug for Payload {
 const PAYLOAD_COST: usize = size_of::<Payload>() + 32;
 
 impl Payload {
-    /// A copy of `payload`, charged without waiting: the pages free more than it takes.
+    /// A copy of `payload`, charged without waiting: the evicted pages free more than it takes.
     ///
     /// # Errors
     /// When there is no memory.
@@ -85,7 +85,7 @@ impl Payload {
         }
     }
 
-    /// Leaves the queues of compressed memory. Before it is dropped.
+    /// Takes it off the queues of compressed memory. To be called before it is dropped.
     pub(crate) fn leave(&mut self) {
         if self.slot != NOT_QUEUED {
             self.memory.compressed.queues.lock().remove(self.slot);

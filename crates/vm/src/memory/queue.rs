@@ -1,22 +1,22 @@
-//! Queues of what pageout should look at, in order: chunks with resident pages, and clusters in compressed memory.
+//! Queues of pageout's candidates, in order: chunks with resident pages, and clusters in compressed memory.
 //!
-//! Two lists, as every Mach and BSD has them: what is new enters the inactive queue; what was used again by the
-//! time pageout gets to it moves to the active queue, which refills the inactive one when that runs short. Below
-//! another cache (the kernel's) an access that we see is a miss there, so one bit of history is all we keep.
+//! Two lists, as in Mach and BSD: new members enter the inactive queue; a member that was used again by the time
+//! pageout reaches it moves to the active queue, which refills the inactive one when that runs short. Below another
+//! cache (the kernel's) an access that we see is a miss there, so we keep one bit of history only.
 //!
-//! Entries are links in a pool, not in what is queued: leaving is O(1), and entries of the dead never pile up.
+//! Entries are links in a pool, not in the members: leaving is O(1), and dead members' entries never pile up.
 
 use std::collections::VecDeque;
 
 use overspill_slab::{Ref, RefCounted, WeakRef};
 
-/// A place on the queues, kept by what holds it.
+/// A position on the queues, kept by its member.
 pub(crate) type QueueSlot = u32;
 /// The slot of a record that is on no queue.
 pub(crate) const NOT_QUEUED: QueueSlot = u32::MAX;
 
 const NONE: u32 = u32::MAX;
-/// Entries of a block.
+/// Entries in a block.
 const BLOCK: u32 = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +44,9 @@ const EMPTY: List = List { head: NONE, tail: NONE, len: 0 };
 /// The result of asking a queue for its next one.
 pub(crate) enum Victim<T: RefCounted> {
     Found(Ref<T>),
-    /// It is just being dropped: ask again.
+    /// The member is just being dropped: ask again.
     Dying,
-    /// The queues are empty, or at their end.
+    /// The queues are empty, or their end is reached.
     None,
 }
 
@@ -56,7 +56,7 @@ impl<T: RefCounted> Victim<T> {
     }
 }
 
-/// Both queues. Leaf locks but for the store's allocator: taken with what is queued locked, never the other way round.
+/// Both queues. Leaf locks but for the store's allocator: taken with a member locked, never the other way round.
 pub(crate) struct Queues<T: RefCounted> {
     /// Blocks of entries: nothing grows as one piece (R75).
     pool: VecDeque<Box<[Entry<T>]>>,
@@ -91,7 +91,7 @@ impl<T: RefCounted> Queues<T> {
         }
     }
 
-    /// Puts something at the end of the inactive queue.
+    /// Appends a member to the inactive queue.
     pub(crate) fn insert(&mut self, new: WeakRef<T>) -> QueueSlot {
         if self.free == NONE {
             self.grow();
@@ -103,7 +103,7 @@ impl<T: RefCounted> Queues<T> {
         slot
     }
 
-    /// Takes something off whichever queue it is on.
+    /// Takes a member off its queue.
     pub(crate) fn remove(&mut self, slot: QueueSlot) {
         self.unlink(slot);
         let free = self.free;
@@ -113,7 +113,7 @@ impl<T: RefCounted> Queues<T> {
         self.free = slot;
     }
 
-    /// Moves what was used again to the end of the active queue.
+    /// Moves a member that was used again to the end of the active queue.
     pub(crate) fn activate(&mut self, slot: QueueSlot) {
         self.unlink(slot);
         self.append(slot, Which::Active);
@@ -137,7 +137,7 @@ impl<T: RefCounted> Queues<T> {
     /// The entry that pageout should look at next. It goes to the end of its queue, so that one that cannot be had now
     /// does not stand in the way.
     pub(crate) fn next_victim(&mut self) -> Victim<T> {
-        // A third of all is enough to tell what is used again from what is not.
+        // A third of all is enough to tell reused members from others.
         if self.inactive.len * 2 < self.active.len {
             let oldest = self.active.head;
             self.unlink(oldest);
@@ -153,10 +153,10 @@ impl<T: RefCounted> Queues<T> {
         Victim::of(self.entry(slot).queued.as_ref())
     }
 
-    /// The entry after `at` in its queue, oldest first, the inactive queue's oldest to begin with; it stays where it is. After
-    /// the end the next call begins anew.
+    /// The entry after `at` in its queue, oldest first, starting with the inactive queue; it is not moved. After the
+    /// end the next call starts over.
     pub(crate) fn next_oldest(&mut self, at: &mut QueueSlot) -> Victim<T> {
-        // An entry that was given to something else meanwhile is as good a place to go on from.
+        // If `at` now belongs to another member, it is as good a position to go on from.
         let known = (*at as usize) < self.pool.len() * BLOCK as usize && self.entry(*at).queued.is_some();
         *at = if known { self.entry(*at).next } else { self.inactive.head };
         if *at == NONE {
@@ -166,7 +166,7 @@ impl<T: RefCounted> Queues<T> {
         Victim::of(self.entry(slot).queued.as_ref())
     }
 
-    /// Gives a place on the queues to something else.
+    /// Gives a position on the queues to another member.
     pub(crate) fn replace(&mut self, slot: QueueSlot, new: WeakRef<T>) {
         self.entry(slot).queued = Some(new);
     }

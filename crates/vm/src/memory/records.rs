@@ -1,4 +1,4 @@
-//! The records: memory as a whole, and what it takes to know where a page is. Definitions only.
+//! The records: memory as a whole, and the data that locates each page. Definitions only.
 //!
 //! ```text
 //!   Memory ─ page queues ···► Chunk ─ ChunkState ─ Cluster ─► Extent ─ Place ─► Payload   in compressed memory
@@ -6,7 +6,7 @@
 //!      └──── Backing (a store) ·····························································► Segment
 //!   Payload and Segment ···► the chunks that show their pages            ···► weak: keeps nothing alive
 //! ```
-//! All of it is wired: only pages page.
+//! All of them are wired: only pages page.
 
 use overspill_codec::Encoded;
 use overspill_slab::{Block, Own, Ref, WeakRef, kept};
@@ -27,7 +27,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64,
 use crate::sync::{Arc, Mutex, rank};
 use crate::wait::timer::Timers;
 
-/// The ground that objects, page-in and pageout share.
+/// The memory that objects, page-in and pageout share.
 pub(crate) struct Memory {
     pub(crate) budget: Arc<Budget>,
     pub(crate) arena: std::sync::Arc<Arena>,
@@ -42,7 +42,7 @@ pub(crate) struct Memory {
     /// Evict everything always: for tests and `debug=evict`.
     pub(crate) eager: AtomicBool,
     pub(super) next_tag: AtomicU64,
-    /// The number of the next object. After 2^32 objects two may have the same: it only says what may lie together.
+    /// The number of the next object. After 2^32 objects two may share one: it only groups data in stores.
     pub(super) next_object: AtomicU32,
     pub(super) overhead: Mutex<Option<Charge>>,
 }
@@ -50,11 +50,11 @@ pub(crate) struct Memory {
 /// Compressed memory: the clusters in it, in the order in which they leave.
 pub(crate) struct Compressed {
     pub(super) queues: Mutex<Queues<Extent>, { rank::QUEUES }>,
-    /// How far the recompressor has come in them.
+    /// The recompressor's position among them.
     pub(super) cold: Mutex<QueueSlot, { rank::COLD }>,
     /// Bytes of the budget.
     pub(super) bytes: AtomicUsize,
-    /// Pages that went in; dead ones count until their cluster goes.
+    /// Pages encoded into clusters here; dead ones count until their cluster goes.
     pub(super) pages: AtomicUsize,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Backing {
     pub(crate) id: StoreId,
     pub(crate) store: std::sync::Arc<dyn Store>,
     pub(crate) health: Health,
-    /// Pageout waits for space that the store must prepare, or has done so lately.
+    /// Set while pageout waits for space that the store must prepare, or has lately.
     pub(crate) is_wanted: AtomicBool,
     pub(super) budget: Arc<Budget>,
     /// Blocks held by batches and segments.
@@ -78,7 +78,7 @@ pub(crate) struct Backing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(pub u8);
 
-/// Where bytes lie: a block of a store.
+/// Location of bytes: a block of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The store.
@@ -87,11 +87,11 @@ pub struct Place {
     pub block: u64,
 }
 
-/// All segments of a store, and some that are gone: for compaction to look through.
+/// All segments of a store, and some that are gone: compaction searches them.
 #[derive(Default)]
 pub(super) struct Segments {
     pub(super) all: Vec<WeakRef<Segment>>,
-    /// Where to look next.
+    /// Position of the next look.
     pub(super) next: usize,
 }
 
@@ -103,7 +103,8 @@ pub(crate) const SEGMENT_BLOCKS: usize = 256;
 pub(crate) struct Segment {
     pub(super) backing: Arc<Backing>,
     pub(super) start: u64,
-    /// How many extents touch each block. (Not the model checker's: under it each would take as much as a page.)
+    /// Count of extents that touch each block. (std's atomics: under the model checker each would take as much as a
+    /// page.)
     pub(super) users: [std::sync::atomic::AtomicU8; SEGMENT_BLOCKS],
     /// Extents that lie in it.
     pub(super) extents: AtomicU32,
@@ -113,7 +114,7 @@ pub(crate) struct Segment {
     pub(super) live: AtomicU32,
     /// A compactor is at work on it.
     pub(super) taken: AtomicBool,
-    /// Chunks that show clusters which were written here, and some that did. A leaf lock.
+    /// Chunks that show clusters written here, and some that used to. A leaf lock.
     pub(super) chunks: Mutex<Vec<WeakRef<Chunk>>>,
     pub(super) _charge: Charge,
 }
@@ -132,8 +133,8 @@ pub(crate) struct Extent {
     /// Part of every seal, so that another cluster's bytes are not taken for this one's. Never used twice.
     pub(super) tag: u64,
     pub(super) pages: PageSet,
-    /// How many chunks show pages of it: a fork shows what its original shows. Readers and batches that hold the extent
-    /// for a moment do not count. This and the next two change under the location's lock. At
+    /// Count of chunks that show pages of it: a fork shows the same pages as its original. Readers and batches that
+    /// hold the extent for a moment do not count. This and the next two change under the location's lock. At
     /// [`super::extent::MANY`] it stays.
     pub(super) shows: AtomicU8,
     /// Pages that no chunk shows any more.
@@ -161,9 +162,9 @@ pub(crate) struct Payload {
     pub(super) tail: Option<Block>,
     pub(super) charge: PageCharge,
     pub(super) pages: usize,
-    /// The chunk whose pages they are: the segment that the payload goes to must know it.
+    /// The chunk whose pages these are: the segment that the payload goes to must know it.
     pub(super) chunk: WeakRef<Chunk>,
-    /// Forks of that chunk, which show them too.
+    /// Forks of that chunk that show these pages too.
     #[expect(clippy::box_collection, reason = "mostly there are none, and then it takes a word")]
     pub(super) forks: Option<Box<Vec<WeakRef<Chunk>>>>,
     pub(super) object: u32,
@@ -171,9 +172,9 @@ pub(crate) struct Payload {
     pub(super) slot: QueueSlot,
     /// Read since pageout last looked.
     pub(super) referenced: bool,
-    /// The recompressor has been here.
+    /// The recompressor has checked it.
     pub(super) recompressed: bool,
-    /// Pageout has tried to rid it of dead pages.
+    /// Pageout has tried to remove its dead pages.
     pub(super) cleaned: bool,
     /// A batch has a copy of its bytes: it becomes stored, or stays.
     pub(super) going_out: bool,
@@ -189,7 +190,7 @@ pub(crate) struct Chunk {
     pub(super) object: u32,
     pub(super) state: Mutex<ChunkState, { rank::CHUNK }>,
     pub(super) memory: Arc<Memory>,
-    /// Its pages are charged here: the first owner pays, also when others go on showing them.
+    /// The account that pays for its pages: the first owner's, even while others go on showing them.
     pub(super) account: std::sync::Arc<Account>,
 }
 
@@ -205,8 +206,8 @@ pub(crate) const CHUNK_COST: usize = size_of::<Chunk>() + HEAP + 32;
 #[derive(Debug)]
 pub(crate) struct ChunkState {
     pub(super) states: States,
-    /// A cluster of this chunk is on its way to the store, perhaps with no page left that is not written again.
-    /// Until it ends there is no second one: its end must not be taken for the second one's.
+    /// A cluster of this chunk is on its way to the store, perhaps with all of its pages written again since. No second
+    /// one starts before it ends: its end must not be taken for the second one's.
     pub(super) going_out: bool,
     /// Read or written again since pageout last looked.
     pub(crate) referenced: bool,
@@ -216,10 +217,10 @@ pub(crate) struct ChunkState {
     pub(super) clusters: SmallVec<[Cluster; 1]>,
 }
 
-/// Pages of a chunk that lie in one extent. While it lives, the extent counts the chunk among those that show it.
+/// Pages of a chunk that lie in one extent. While this lives, the extent counts the chunk among those that show it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) extent: Ref<Extent>,
-    /// The extent's pages that are still this chunk's; never none, but for a moment.
+    /// The extent's pages that are still this chunk's; empty only for a moment.
     pub(crate) live: PageSet,
 }

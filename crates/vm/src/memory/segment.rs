@@ -13,7 +13,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 impl Segment {
-    /// The segment of a run that was written, with extents at these bytes of it. Blocks that none touches go free.
+    /// The segment of a run that was written, with extents at these byte ranges. Untouched blocks are freed.
     pub(crate) fn new(
         mut run: RunGuard,
         extents: impl Iterator<Item = Range<usize>>,
@@ -41,7 +41,7 @@ impl Segment {
             _charge: charge,
         };
         let blocks = run.blocks() as usize;
-        // The blocks are the segment's now.
+        // The blocks now belong to the segment.
         run.run.blocks = 0;
         if segment.frees_parts() {
             segment.free_runs((0..blocks).filter(|&block| users[block] == 0));
@@ -49,7 +49,7 @@ impl Segment {
         segment
     }
 
-    /// Compaction can find it from now on.
+    /// Makes it visible to compaction.
     pub(crate) fn register(this: &Ref<Segment>) {
         this.backing.add(this);
     }
@@ -59,18 +59,18 @@ impl Segment {
         self.taken.store(false, Ordering::Release);
     }
 
-    /// The chunks that show clusters which were written here, and some that are gone.
+    /// The chunks that show clusters written here, and some that are gone.
     pub(crate) fn chunks(&self) -> Vec<WeakRef<Chunk>> {
         self.chunks.lock().clone()
     }
 
-    /// One more chunk shows some: a fork's.
+    /// One more chunk, a fork's, shows clusters of it.
     pub(crate) fn add_chunk(&self, chunk: WeakRef<Chunk>) {
         self.chunks.lock().push(chunk);
     }
 
-    /// Its dead share, in 256ths. One block does not count, which a small segment may lose by rounding: writing it again
-    /// would lose it again.
+    /// Its dead share, in 256ths. One block does not count: a small segment may lose it by rounding, and would lose it
+    /// again when rewritten.
     pub(super) fn dead_share(&self) -> usize {
         let all = self.blocks.load(Ordering::Relaxed) as usize * BLOCK;
         let live = self.live.load(Ordering::Relaxed) as usize;
@@ -91,8 +91,8 @@ impl Segment {
         self.backing.store.frees_parts()
     }
 
-    /// An extent at these bytes goes: blocks that no other extent touches are free. Where the store frees whole runs only,
-    /// the last extent frees all.
+    /// The extent at these bytes is gone: blocks that no other extent touches are freed. Where the store frees whole
+    /// runs only, the last extent frees all.
     pub(super) fn release(&self, bytes: &Range<usize>) {
         let is_last = self.extents.fetch_sub(1, Ordering::AcqRel) == 1;
         if !self.frees_parts() {

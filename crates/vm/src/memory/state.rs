@@ -1,4 +1,4 @@
-//! The life of a page: a chunk's sixteen neighbouring pages of an object, and where the bytes of each are.
+//! The life of a page: a chunk's sixteen neighbouring pages of an object, and the location of each page's bytes.
 //!
 //! ```text
 //!  page is         state     in a cluster   a write makes it   pageout makes it
@@ -11,12 +11,12 @@
 //!  in a cluster    None      yes            dirty              -
 //!  lost            Lost      no             dirty, if whole    -
 //! ```
-//! A discard makes any of them absent. Clean is for faces that promote pages that are read; pageout itself frees the bytes
-//! of pages whose cluster is made, so no page is clean yet. Whether a cluster is in compressed memory or in a store is
-//! known to its extent only. A page's slot in a cluster dies when the page is written (R57).
+//! A discard makes any of them absent. Clean is for faces that promote pages on read; pageout frees the bytes of pages
+//! whose cluster is made, so no page is clean yet. Only a cluster's extent knows if it is in compressed memory or in a
+//! store. A page's slot in a cluster dies when the page is written (R57).
 //!
-//! Invariants, checked by [`ChunkState::check`]: the table above; clusters do not overlap; `bytes` holds the resident pages'
-//! bytes in page order; a chunk with resident pages is on a page queue.
+//! Invariants, checked by [`ChunkState::check`]: the table above; clusters do not overlap; `bytes` holds the resident
+//! pages' bytes in page order; a chunk with resident pages is on a page queue.
 
 use overspill_slab::Ref;
 use overspill_sys::Frame;
@@ -35,7 +35,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(64).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Where the bytes of a page are.
+/// The location of a page's bytes.
 pub(crate) enum Where<'a> {
     /// Here.
     Bytes(&'a Bytes),
@@ -49,7 +49,7 @@ pub(crate) enum Where<'a> {
     Lost,
 }
 
-/// Where bytes of pages that are not resident were read, or must be.
+/// The origin from which bytes of non-resident pages were read, or must be.
 #[derive(Debug, Clone)]
 pub(crate) enum Origin {
     Extent(Ref<Extent>),
@@ -66,20 +66,20 @@ impl Origin {
     }
 }
 
-/// The bytes that a page had before a write to a part of it, read from their origin.
+/// The old bytes of a page that is partly overwritten, read from their origin.
 pub(crate) struct Base<'a> {
     pub(crate) origin: &'a Origin,
     pub(crate) bytes: &'a [u8],
 }
 
-/// Why a page was not written.
+/// The reason why a page was not written.
 pub(crate) enum Unwritten {
-    /// Its other bytes are there: read them and try again.
+    /// Its other bytes are at this origin: read them and try again.
     Needs(Origin),
     Failed(VmError),
 }
 
-/// Gauges of a chunk, for `stats` and for what its guard keeps up to date.
+/// Gauges of a chunk, for `stats` and for its guard, which keeps them up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Gauges {
     pub(super) resident: i64,
@@ -104,7 +104,7 @@ impl ChunkState {
         self.clusters.iter().fold(0, |set, cluster| set | cluster.live)
     }
 
-    /// Pages that are neither absent nor in the source only: those that are charged to the account.
+    /// Pages that are charged to the account: neither absent nor in the source only.
     pub(crate) fn existing(&self) -> PageSet {
         self.resident() | self.states.all(State::Zero) | self.states.all(State::Lost) | self.stored()
     }
@@ -147,7 +147,7 @@ impl ChunkState {
         (self.resident() & pages(0, page)).count_ones() as usize
     }
 
-    /// Where the bytes of `page` are.
+    /// The location of `page`'s bytes.
     pub(crate) fn page(&self, page: usize) -> Where<'_> {
         let bit = 1 << page;
         if self.resident() & bit != 0 {
@@ -163,7 +163,7 @@ impl ChunkState {
         }
     }
 
-    /// Makes `bytes` the contents of a page that has none resident, and forgets where else it was.
+    /// Makes `bytes` the contents of a page that has none resident, and forgets its other locations.
     fn put(&mut self, page: usize, bytes: Bytes) {
         let rank = self.rank(page);
         self.bytes.insert(rank, bytes);
@@ -176,7 +176,7 @@ impl ChunkState {
         self.forget_slots(bit);
     }
 
-    /// The pages' slots die; an extent goes with its last page (R57).
+    /// Frees the pages' slots; an extent goes with its last page (R57).
     fn forget_slots(&mut self, set: PageSet) {
         self.clusters.retain(|cluster| cluster.live & !set != 0);
         for cluster in &mut self.clusters {
@@ -188,8 +188,8 @@ impl ChunkState {
         }
     }
 
-    /// Writes `data` at byte `at` of `page`, all inside the page. `base` holds the page's other bytes, if they were read for
-    /// this.
+    /// Writes `data` at byte `at` of `page`, all inside the page. `base` holds the page's other bytes, if they were
+    /// read for this write.
     ///
     /// # Errors
     /// The page's other bytes must be read first, or the write cannot be done.
@@ -234,7 +234,7 @@ impl ChunkState {
         Ok(())
     }
 
-    /// Gives a page a frame with its new contents, whatever it held before.
+    /// Gives a page a frame with its new contents, whatever its state.
     pub(crate) fn install(&mut self, page: usize, frame: Frame) {
         if self.resident() & 1 << page != 0 {
             let rank = self.rank(page);
@@ -246,13 +246,13 @@ impl ChunkState {
         }
     }
 
-    /// Pages of `set` are in the source: for a chunk that is just made.
+    /// Marks `set` as in the source: for a new chunk.
     pub(crate) fn begin_sourced(&mut self, set: PageSet) {
         debug_assert!(self.existing() == 0);
         self.states.set(set, State::Sourced);
     }
 
-    /// The pages become absent. Returns how many existed.
+    /// Makes the pages absent. Returns how many existed.
     pub(crate) fn discard(&mut self, set: PageSet) -> u32 {
         let gone = (self.existing() & set).count_ones();
         self.drop_bytes(set & self.resident());
@@ -274,19 +274,19 @@ impl ChunkState {
         }
     }
 
-    /// Absent pages of `set` begin to exist, as zeros without bytes.
+    /// Makes absent pages of `set` exist, as zeros without bytes.
     pub(crate) fn allocate(&mut self, set: PageSet) {
         self.states.set(set & !self.existing() & !self.sourced(), State::Zero);
     }
 
-    /// The pages' contents are gone, and reading them says so.
+    /// Marks the pages lost: reads fail.
     pub(crate) fn lose(&mut self, set: PageSet) {
         self.discard(set);
         self.states.set(set, State::Lost);
     }
 
-    /// Shows the pages that lie in `old` from `new` on, which has the same, if `go_ahead` says so under the chunk's lock.
-    /// Returns whether it does.
+    /// Moves the pages that lie in `old` to `new`, which holds the same pages, if `go_ahead` agrees under the chunk's
+    /// lock. Returns true if it did.
     pub(crate) fn replace_extent(
         &mut self,
         old: &Ref<Extent>,
@@ -300,12 +300,12 @@ impl ChunkState {
         if !old.has_one_chunk() || cluster.live & !new.pages() != 0 || !go_ahead() {
             return false;
         }
-        // `old` is the caller's too: it is not dropped here, under the lock.
+        // The caller holds `old` too: it is not dropped here, under the lock.
         *cluster = Cluster::new(new.clone(), cluster.live);
         true
     }
 
-    /// The pages that lie in a strip of `extent` turn out to be unreadable for good; its other strips may be sound.
+    /// The pages in a strip of `extent` are unreadable for good; its other strips may be sound.
     pub(crate) fn lose_strip(&mut self, extent: &Ref<Extent>, strip: usize) {
         let hit = self.clusters.iter().filter(|c| Ref::ptr_eq(&c.extent, extent));
         let set = hit.fold(0, |set, cluster| set | cluster.live) & extent.pages_of(strip);
@@ -316,7 +316,7 @@ impl ChunkState {
         self.states.set(set & !clean, State::Lost);
     }
 
-    /// Clean pages give up their bytes: their slot has them. Returns what that frees.
+    /// Drops the bytes of clean pages: their slot has them. Returns the bytes freed.
     pub(crate) fn drop_clean(&mut self) -> usize {
         let clean = self.states.all(State::Clean);
         let freed = members(clean).map(|page| self.bytes[self.rank(page)].cost()).sum();
@@ -324,7 +324,7 @@ impl ChunkState {
         freed
     }
 
-    /// Dirty pages of nothing but zeros give up their bytes: they need none. Returns what that frees.
+    /// Drops the bytes of dirty pages that are all zeros. Returns the bytes freed.
     pub(crate) fn drop_zeros(&mut self) -> usize {
         let mut zeros = 0;
         let mut freed = 0;
@@ -340,8 +340,8 @@ impl ChunkState {
         freed
     }
 
-    /// Takes the dirty pages for writing: shares of their bytes, in page order, and what goes free with them. (Bytes that a
-    /// fork shows too stay.)
+    /// Takes the dirty pages for writing: shares of their bytes, in page order, and the bytes that come free with them.
+    /// (Bytes that a fork shows too stay.)
     pub(crate) fn begin_writing(&mut self, out: &mut SmallVec<[Bytes; CHUNK_PAGES]>) -> (PageSet, usize) {
         debug_assert!(!self.going_out);
         let set = self.dirty();
@@ -359,7 +359,7 @@ impl ChunkState {
         (set, cost)
     }
 
-    /// The write of `set` failed: what was not written again meanwhile is dirty again.
+    /// The write of `set` failed: pages not written again meanwhile are dirty again.
     pub(crate) fn abandon_writing(&mut self, set: PageSet) {
         self.going_out = false;
         self.states.set(self.writing() & set, State::Dirty);

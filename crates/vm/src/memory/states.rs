@@ -1,8 +1,8 @@
-//! The state of each page of a chunk, in three bits a page: a page is in one state, whatever is done to it.
+//! The state of each page of a chunk, in three bits a page: a page is in exactly one state.
 
 use crate::page::PageSet;
 
-/// The states of a page. A page that is neither resident nor in one of these states of its own is absent, or in a cluster.
+/// The states of a page. A page in state `None` is absent, or in a cluster and not resident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// None of the others.
@@ -13,7 +13,7 @@ pub(crate) enum State {
     Lost,
     /// In the object's source only.
     Sourced,
-    /// Resident, and so in a cluster.
+    /// Resident, and in a cluster as well.
     Clean,
     /// Resident and nowhere else.
     Dirty,
@@ -25,7 +25,7 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct States {
     resident: PageSet,
-    /// Of a resident page: dirty, writing. Of another: zero, lost; both: sourced.
+    /// For resident pages: dirty, writing. For others: zero, lost. For both: sourced.
     first: PageSet,
     second: PageSet,
 }
@@ -49,7 +49,7 @@ fn put(mask: &mut PageSet, set: PageSet, on: bool) {
 }
 
 impl States {
-    /// Puts pages into a state.
+    /// Sets the state of pages.
     pub(crate) fn set(&mut self, set: PageSet, state: State) {
         let (resident, first, second) = state.bits();
         put(&mut self.resident, set, resident);
@@ -57,7 +57,7 @@ impl States {
         put(&mut self.second, set, second);
     }
 
-    /// The pages in a state.
+    /// All pages in a state.
     pub(crate) fn all(self, state: State) -> PageSet {
         let (resident, first, second) = state.bits();
         let pages = |mask: PageSet, on: bool| if on { mask } else { !mask };

@@ -8,8 +8,8 @@ use crate::memory::records::Memory;
 use crate::page::PAGE;
 use crate::sync::Arc;
 
-/// Frames of the arena, charged to the budget, that are no pages yet. Their bytes are arbitrary, perhaps another user's
-/// (R53): the caller fills all of each frame it installs.
+/// Frames of the arena, charged to the budget, that are not pages yet. Their bytes are arbitrary, perhaps another
+/// user's (R53): the caller fills all of each frame it installs.
 #[derive(Debug)]
 pub struct Frames {
     /// In reverse: the next one to install is the last.
@@ -19,11 +19,11 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// The most frames there may be at once.
+    /// The most frames of one reservation.
     pub const MOST: usize = 256;
 
     /// # Errors
-    /// [`VmError::NoMemory`] when there are not so many frames to be had.
+    /// [`VmError::NoMemory`] when that many frames cannot be had.
     pub(crate) async fn reserve(memory: &Arc<Memory>, count: usize) -> Result<Frames, VmError> {
         if count > Frames::MOST {
             return Err(VmError::NoMemory);
@@ -33,7 +33,7 @@ impl Frames {
         Ok(Frames { frames, _reservation: reservation })
     }
 
-    /// How many frames.
+    /// The number of frames.
     pub fn len(&self) -> usize {
         self.frames.len()
     }

@@ -1,5 +1,4 @@
-//! Pages without copies: lent to a caller that reads them, installed by a caller that has filled frames, and faulted for a
-//! mapping.
+//! Pages without copies: lent to a reader, installed from frames that a caller has filled, and faulted for a mapping.
 
 use smallvec::SmallVec;
 
@@ -14,8 +13,8 @@ use crate::page::{CHUNK_PAGES, PAGE, PageSet, members, pages};
 use crate::pagein::fetch::Decoded;
 use crate::sync::Arc;
 
-/// Bytes of an object, without a copy: shares of its pages, or of the buffer they were decoded into. Pages that are written
-/// meanwhile get new bytes (R28). Keep it briefly: it holds memory, and one of few buffers.
+/// Bytes of an object, without a copy: shares of its pages, or of the buffer they were decoded into. A page that is
+/// written meanwhile gets new bytes (R28). Keep it briefly: it holds memory, and one of few buffers.
 #[derive(Debug)]
 pub struct Lent {
     parts: SmallVec<[Part; 4]>,
@@ -27,7 +26,7 @@ pub struct Lent {
 #[derive(Debug)]
 struct Part {
     from: From,
-    /// Where in the page they begin, and how many; zeros beyond the end of the page's bytes.
+    /// Range of the bytes in the page; zeros beyond the end of the page's bytes.
     at: usize,
     len: usize,
 }
@@ -42,7 +41,7 @@ enum From {
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
 impl Lent {
-    /// How many bytes.
+    /// The number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -75,13 +74,13 @@ impl Lent {
 pub enum Access {
     /// Read it.
     Read,
-    /// Change it: it is resident and dirty from now on, and what a store has of it is free.
+    /// Change it: it becomes resident and dirty, and its slot in a store is freed.
     Write,
 }
 
 impl Object {
-    /// Lends bytes from `offset` on: `len` of them, or as many as lie in one chunk and can be had with one buffer, but at
-    /// least one. Waits for page-in.
+    /// Lends bytes from `offset` on: `len` of them, or as many as lie in one chunk and can be had with one buffer, but
+    /// at least one. Waits for page-in.
     ///
     /// # Errors
     /// As [`Object::read`].
@@ -125,7 +124,7 @@ impl Object {
     /// Makes frames the contents of pages from `page` on, without a copy. Never waits.
     ///
     /// # Errors
-    /// How many were installed before it failed, and why: as [`Object::write`].
+    /// The number of pages installed before the failure, and its cause: as [`Object::write`].
     pub fn install(
         &self,
         page: u64,

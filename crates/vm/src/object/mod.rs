@@ -1,9 +1,9 @@
 //! Memory objects: sparse arrays of pages with an identity.
 //!
-//! An object has no size: pages that were never written are absent and read as zeros, or as the object's source has them.
-//! Operations that may have to wait, for memory, a store or a source, are futures; nothing is locked while they wait, and
-//! each page changes in one piece. A caller whose larger operations must exclude each other (a truncate and a write) orders
-//! them itself.
+//! An object has no size: pages that were never written are absent and read as zeros, or as the bytes of the object's
+//! source. Operations that may wait for memory, a store or a source are futures; they hold no lock while they wait, and
+//! each page changes in one piece. Callers whose larger operations must exclude each other (a truncate and a write)
+//! order them themselves.
 //!
 //! ```text
 //!   write ─ reserve frames ─► tree (shared; own chunk?) ─► chunk ─► copy once, dirty, old slot dropped
@@ -34,12 +34,12 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, rank};
 use tree::{Found, Tree};
 
-/// A sparse array of pages. Dropping it frees everything it alone shows.
+/// A sparse array of pages. Dropping it frees the pages that no other object shows.
 pub struct Object {
     pagein: Arc<PageIn>,
     number: u32,
     account: StdArc<Account>,
-    /// Where the bytes of pages are that were never written.
+    /// The origin of pages that were never written.
     source: Option<StdArc<dyn Source>>,
     tree: RwLock<Tree, { rank::TREE }>,
     /// Pages that are charged to the account.
@@ -71,7 +71,7 @@ impl Piece {
         pages(self.at / PAGE, (self.at + self.len).div_ceil(PAGE))
     }
 
-    /// The bytes of the piece in `page`: where in the page, and where in the piece.
+    /// The piece's part in `page`: its offset in the page, and its range in the piece.
     fn in_page(self, page: usize) -> (usize, std::ops::Range<usize>) {
         let start = (page * PAGE).max(self.at);
         let end = ((page + 1) * PAGE).min(self.at + self.len);
@@ -125,11 +125,11 @@ impl Object {
         }
     }
 
-    /// Runs `f` on a chunk that only this object shows, made or copied if need be, and locked. The object's tree
-    /// stays locked meanwhile, so that a fork comes before or after.
+    /// Runs `f` on a locked chunk that only this object shows; makes or copies it if need be. The object's tree stays
+    /// locked meanwhile, so that a fork comes before or after.
     ///
     /// # Errors
-    /// When the chunk cannot be made or copied. With no allowance it never fails for want of account or metadata.
+    /// When the chunk cannot be made or copied. With no allowance it never fails for lack of account or metadata.
     fn with_own_chunk<R>(
         &self,
         number: u64,
@@ -161,11 +161,11 @@ impl Object {
         Ok(f(chunk, &mut chunk.lock()))
     }
 
-    /// An object with the same pages, sharing them until one side writes (R40, R58). The first owner goes on paying
-    /// for what is shared.
+    /// An object with the same pages, sharing them until one side writes (R40, R58). The first owner goes on paying for
+    /// shared pages.
     #[must_use]
     pub fn fork(&self) -> Object {
-        // Exclusive: no write is half done in a chunk, and none takes a shared chunk for its own.
+        // Exclusive: no write is half done in a chunk, and none finds a shared chunk unshared.
         let tree = self.tree.write();
         Object {
             pagein: self.pagein.clone(),
@@ -209,7 +209,7 @@ impl Object {
         }
     }
 
-    /// Pages that are charged to the account: all that are neither absent nor only in the source.
+    /// Pages that are charged to the account: those neither absent nor only in the source.
     pub fn pages(&self) -> u64 {
         self.pages.load(Ordering::Relaxed)
     }

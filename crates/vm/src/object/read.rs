@@ -1,4 +1,4 @@
-//! Reading: pages that are resident at once, the others after page-in.
+//! Reading: resident pages at once, the others after page-in.
 
 use smallvec::SmallVec;
 
@@ -14,16 +14,16 @@ use crate::pagein::service::Coming;
 use crate::sync::Arc;
 use overspill_slab::Ref;
 
-/// Fetches that one read begins ahead of the one it waits for.
+/// Fetches that one read begins beyond the one it waits for.
 const READ_AHEAD: usize = 16;
 
-/// Fetches that a read has begun ahead.
+/// Fetches that a read has begun in advance.
 pub(super) type Ahead = SmallVec<[Arc<Fetch>; READ_AHEAD]>;
 
 /// The bytes of a page, from byte `at` on; zeros beyond their end.
 pub(super) enum Content<'a> {
     Resident(&'a Bytes),
-    /// Of the pages that were read in for this.
+    /// From pages that were read in for this reader.
     Decoded(&'a [u8]),
     Zeros,
 }
@@ -32,8 +32,8 @@ impl Object {
     /// Fills `buf` with the bytes at `offset`; absent ones are zeros.
     ///
     /// # Errors
-    /// [`VmError::Lost`], [`VmError::StoreRead`] and [`VmError::SourceRead`] when a page's bytes cannot be had; never zeros
-    /// instead.
+    /// [`VmError::Lost`], [`VmError::StoreRead`] and [`VmError::SourceRead`] when a page's bytes cannot be had; it
+    /// never returns zeros instead.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), VmError> {
         let mut ahead = Ahead::new();
         let mut done = 0;
@@ -74,8 +74,8 @@ impl Object {
         }
     }
 
-    /// Shows the pages of `left` that can be had to `take`, and takes them off `left`. Returns where the first of the others
-    /// must be read.
+    /// Passes the available pages of `left` to `take`, and removes them from `left`. Returns the pages to read for the
+    /// first of the others.
     pub(super) fn look(
         &self,
         piece: Piece,
@@ -117,7 +117,7 @@ impl Object {
                     Some(base) => Content::Decoded(base.bytes),
                     None => {
                         let (first, set) = missing.get_or_insert_with(|| (extent.clone(), 0));
-                        // Another extent's pages come next: this one may have had them once.
+                        // Another extent's pages come next, though this one may have had them once.
                         if Ref::ptr_eq(first, extent) {
                             *set |= 1 << page;
                         }
@@ -138,8 +138,8 @@ impl Object {
         Wanted::Chunk(source, chunk)
     }
 
-    /// Waits for pages of a piece; begins to read the `following` bytes meanwhile. A strip that stays damaged is lost, and no
-    /// other; the caller looks again: its pages may have been written anew meanwhile.
+    /// Waits for pages of a piece; begins to read the `following` bytes meanwhile. A strip that stays damaged becomes
+    /// lost, alone. The caller looks again: its pages may have been rewritten meanwhile.
     pub(super) async fn page_in(
         &self,
         piece: Piece,
@@ -153,7 +153,7 @@ impl Object {
             Some(i) => Coming::Fetch(ahead.swap_remove(i)),
             None => self.pagein.fetch(wanted, || ahead.clear()).await?,
         };
-        // After this one: with few slots the pages ahead must not take them all.
+        // After this one: with few slots the read-ahead must not take them all.
         if ahead.is_empty() && following > 0 {
             self.begin_ahead(piece, following, ahead);
         }
@@ -175,7 +175,7 @@ impl Object {
         }
     }
 
-    /// Begins to read the pages that the rest of a read will want, as far as there are slots for them now.
+    /// Begins to read the pages that the rest of a read needs, as far as slots are free now.
     fn begin_ahead(&self, piece: Piece, following: usize, ahead: &mut Ahead) {
         let read_end = piece.chunk * CHUNK as u64 + (piece.at + piece.len + following) as u64;
         let end = read_end.div_ceil(CHUNK as u64);

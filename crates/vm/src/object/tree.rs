@@ -3,8 +3,8 @@
 //! ```text
 //!   root ─► Node[64] ─► Node[64] ─► ChunkRef      64 chunks a leaf, 4 MiB; as high as the object's last page asks
 //! ```
-//! A copy of a tree is a copy of its root (R40, R58). Whoever changes a tree first copies the nodes on the path that
-//! others show too; chunks are copied by their users. No shadow chains, so nothing to collapse.
+//! A copy of a tree is a copy of its root (R40, R58). A writer first copies the nodes on its path that other trees show
+//! too; chunks are copied by the tree's users. No shadow chains, so nothing to collapse.
 
 #![expect(clippy::cast_possible_truncation, reason = "what is cast is an index below the fanout")]
 
@@ -20,7 +20,7 @@ const FANOUT: usize = 1 << FANOUT_BITS;
 /// A node's metadata, as its slab rounds it.
 pub(crate) const NODE_COST: usize = std::mem::size_of::<Node>() + 32;
 
-/// Inner nodes and leaves apart, so that a place is a pointer and no more.
+/// Inner nodes and leaves apart, so that a slot is a bare pointer.
 #[derive(Clone)]
 enum Slots {
     Nodes([Option<Ref<Node>>; FANOUT]),
@@ -76,7 +76,7 @@ impl std::fmt::Debug for Tree {
 pub(crate) enum Found<'a> {
     /// A chunk that this tree alone shows.
     Own(&'a ChunkRef),
-    /// Nothing, or a chunk that others show too: the tree must change first.
+    /// No chunk, or one that other trees show too: the tree must change first.
     MustChange,
 }
 
@@ -108,7 +108,7 @@ impl Tree {
         }
     }
 
-    /// The chunk if it may be written through this tree as it stands.
+    /// The chunk if it may be written through this tree without changing the tree.
     pub(crate) fn get_own(&self, chunk: u64) -> Found<'_> {
         self.find_own(chunk).map_or(Found::MustChange, Found::Own)
     }
@@ -135,10 +135,10 @@ impl Tree {
         None
     }
 
-    /// Puts `make(what was there)` at `chunk`, copying shared nodes on the way.
+    /// Puts `make(old chunk)` at `chunk`, copying shared nodes on the way.
     ///
     /// # Errors
-    /// Those of `make`, and of want of memory; the tree then shows what it showed.
+    /// Those of `make`, and lack of memory; the tree is then unchanged.
     pub(crate) fn change<E: From<OutOfMemory>>(
         &mut self,
         chunk: u64,
@@ -174,7 +174,7 @@ impl Tree {
         unreachable!("level 0 has leaves")
     }
 
-    /// One level more.
+    /// Adds a level.
     fn grow(&mut self, budget: &Arc<Budget>) -> Result<(), OutOfMemory> {
         if !matches!(self.root, Root::Empty) {
             let mut above = Ref::new(Self::node(budget, self.height))?;
@@ -197,10 +197,10 @@ impl Tree {
         Node { slots, charge: budget.charge_forced(NODE_COST) }
     }
 
-    /// Takes the chunk out, and nodes that fall empty with it.
+    /// Removes a chunk, and the nodes that become empty.
     ///
     /// # Errors
-    /// When there is no memory to copy a node that others show too; nothing is taken out then.
+    /// When there is no memory to copy a node that other trees show too; nothing is removed then.
     pub(crate) fn remove(&mut self, chunk: u64) -> Result<Option<ChunkRef>, OutOfMemory> {
         if self.get(chunk).is_none() {
             return Ok(None);

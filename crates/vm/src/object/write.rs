@@ -1,4 +1,4 @@
-//! Writing, and everything else that changes pages.
+//! Writing, and all other changes of pages.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -19,14 +19,14 @@ use crate::sync::atomic::Ordering;
 
 const ALL: PageSet = PageSet::MAX;
 
-/// How far a write of one piece came, so that it goes on where it stopped.
+/// Progress of a write of one piece, so that it resumes where it stopped.
 struct Progress {
     /// Bytes of the piece written.
     done: usize,
     allowance: Allowance,
 }
 
-/// Why a change of pages stopped.
+/// The reason why a change of pages stopped.
 pub(super) enum Stop {
     /// These pages must be read first.
     Read(Wanted),
@@ -34,12 +34,12 @@ pub(super) enum Stop {
 }
 
 impl Object {
-    /// Writes `data` at `offset`. Waits for memory when there is too little, and for the store when a page that is
-    /// only there is overwritten in part.
+    /// Writes `data` at `offset`. Waits for memory when there is too little, and for the store when a page that is only
+    /// there is partly overwritten.
     ///
     /// # Errors
-    /// The bytes written before it failed (a prefix of `data`), and why: [`VmError::NoSpace`] when the account is
-    /// full, [`VmError::NoMemory`] when memory and store are, or what a read may fail with.
+    /// The number of bytes written before it failed (a prefix of `data`), and the cause: [`VmError::NoSpace`] when the
+    /// account is full, [`VmError::NoMemory`] when memory and store are, or an error of a read.
     pub async fn write(
         &self,
         offset: u64,
@@ -48,7 +48,7 @@ impl Object {
     ) -> Result<(), (usize, VmError)> {
         let mut done = 0;
         while done < data.len() {
-            // No more at once than a reservation may ever be: matters to the smallest budgets only.
+            // No more at once than one reservation can hold: matters to the smallest budgets only.
             let most = (self.memory().budget.max_reservation() / PAGE).max(2) - 1;
             let piece = Piece::first(offset + done as u64, (data.len() - done).min(most * PAGE));
             tracing::trace!(target: "access", object = self.number, chunk = piece.chunk, "write");
@@ -68,7 +68,8 @@ impl Object {
         let mut reservation = self.memory().budget.reserve(need).await?;
         let mut decoded: Option<Arc<Decoded>> = None;
         loop {
-            // A statement of its own: the decoded pages, and their slot, go before the next ones are waited for.
+            // A statement of its own: the decoded pages and their slot are freed before the write waits for the next
+            // ones.
             let wrote = self.copy_in(piece, data, progress, decoded.take().as_deref(), &mut reservation);
             match wrote {
                 Ok(()) => return Ok(()),
@@ -102,8 +103,7 @@ impl Object {
         })
     }
 
-    /// Changes pages of one chunk, in order, charging those that are new to the account, up to the first that cannot be
-    /// changed.
+    /// Changes pages of one chunk, in order, up to the first that cannot be changed. Charges new ones to the account.
     pub(super) fn change(
         &self,
         number: u64,
@@ -142,7 +142,7 @@ impl Object {
         .map_err(Stop::Failed)?
     }
 
-    /// Makes a page resident and dirty, with the bytes that it has.
+    /// Makes a page resident and dirty, with its present bytes.
     pub(super) async fn touch(&self, page: u64, allowance: Allowance) -> Result<(), VmError> {
         let piece = Piece::first(page * PAGE as u64, 0);
         let mut reservation = self.memory().budget.reserve(PAGE).await?;
@@ -175,8 +175,8 @@ impl Object {
         }
     }
 
-    /// Keeps pages that were read from the source, if there is memory for them now: later reads need not ask it again, also
-    /// after they went to a store (R29).
+    /// Keeps pages that were read from the source, if there is memory for them now: later reads need not ask the source
+    /// again, even after the pages went to a store (R29).
     pub(super) fn keep(&self, number: u64, decoded: &Decoded) {
         let Some(mut reservation) = self.memory().budget.reserve_now(CHUNK) else { return };
         let sourced = match self.tree.read().get(number) {
@@ -192,10 +192,10 @@ impl Object {
         });
     }
 
-    /// Bytes `start..end` read as zeros from now on: whole pages are discarded, others written.
+    /// Makes bytes `start..end` read as zeros: whole pages are discarded, others written.
     ///
     /// # Errors
-    /// As [`Object::write`]; pages that were lost stay so unless wholly in the range.
+    /// As [`Object::write`]; lost pages stay lost unless wholly in the range.
     pub async fn zero(&self, start: u64, end: u64) -> Result<(), VmError> {
         if start >= end {
             return Ok(());
@@ -229,11 +229,11 @@ impl Object {
         self.write(start, &ZEROS[..piece.len], Allowance::Reserve).await.map_err(|(_, error)| error)
     }
 
-    /// Pages `start..end` become absent at once: their frames and slots are free, nothing is written (R8).
+    /// Makes pages `start..end` absent at once: their frames and slots are freed, nothing is written (R8).
     ///
     /// # Errors
-    /// [`VmError::NoMemory`] when what other objects show too would have to be copied and there is no memory; the
-    /// first part of the range may be absent then.
+    /// [`VmError::NoMemory`] when nodes or chunks that other objects show too must be copied and there is no memory;
+    /// the first part of the range may be absent then.
     pub fn discard(&self, start: u64, end: u64) -> Result<(), VmError> {
         let mut next = start / CHUNK_PAGES as u64;
         loop {
@@ -253,24 +253,24 @@ impl Object {
         Ok(())
     }
 
-    /// Discards pages of one chunk, and the chunk when it holds no others.
+    /// Discards pages of one chunk, and the chunk if no page is left.
     fn discard_in_chunk(&self, number: u64, set: PageSet) -> Result<(), VmError> {
         let mut tree = self.tree.write();
         let existing = tree.get(number).map_or(0, |chunk| chunk.lock().existing());
         let present = self.present(number, tree.get(number));
-        // A chunk that the source has must stay, to say that its pages are absent.
+        // A chunk that the source has must stay, to record that its pages are absent.
         if present & !set == 0 && self.sourced(number) == 0 {
             if tree.get(number).is_none() {
                 return Ok(());
             }
-            // If nobody else shows it, its pages are free when this returns, also when pageout still holds it.
+            // If no other tree shows it, its pages are free when this returns, even if pageout still holds it.
             let own = if let Found::Own(chunk) = tree.get_own(number) {
                 self.drop_pages(chunk, &mut chunk.lock(), ALL);
                 true
             } else {
                 false
             };
-            // Only a path that others show too is copied, and so can fail.
+            // Only a path that other trees show too is copied, and so can fail.
             let gone = tree.remove(number)?;
             if !own {
                 self.pages.fetch_sub(u64::from(existing.count_ones()), Ordering::Relaxed);
@@ -290,13 +290,13 @@ impl Object {
         self.pages.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// Pages that bytes `start..end` touch become lost: reading them fails until they are wholly overwritten or
-    /// discarded. For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
+    /// Marks pages that bytes `start..end` touch as lost: reads fail until they are wholly overwritten or discarded.
+    /// For data that was promised and cannot be kept: an error is better than wrong bytes (rule 2).
     ///
     /// It may use the account's reserve, and metadata beyond its share.
     ///
     /// # Errors
-    /// The first byte that could not be marked, when even those are at their end.
+    /// The first byte that could not be marked, when even those are used up.
     pub fn lose(&self, start: u64, end: u64) -> Result<(), u64> {
         let mut at = start;
         while at < end {
@@ -321,7 +321,7 @@ impl Object {
         Ok(())
     }
 
-    /// Pages `start..end` exist from now on: absent ones become zeros that are charged but cost no memory.
+    /// Makes pages `start..end` exist: absent ones become zeros that are charged but cost no memory.
     ///
     /// # Errors
     /// [`VmError::NoSpace`] or [`VmError::NoMemory`]; pages made before stay.
@@ -331,7 +331,7 @@ impl Object {
         while at < end {
             turns += 1;
             if turns.is_multiple_of(TURNS) {
-                // A huge range is long work that waits for nothing: others have the thread in between.
+                // A huge range is long work without a wait: let other tasks have the thread in between.
                 yield_now().await;
             }
             let number = at / CHUNK_PAGES as u64;
@@ -353,10 +353,10 @@ impl Object {
     }
 }
 
-/// How many chunks an operation goes through before it lets others have its thread.
+/// Chunks that an operation handles before it yields its thread.
 const TURNS: u32 = 256;
 
-/// Is pending once, and ready to be polled again at once.
+/// Pending once, then ready at once.
 async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {

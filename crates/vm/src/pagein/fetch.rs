@@ -1,4 +1,4 @@
-//! Fetches: pages on their way in, once for all readers that want them.
+//! Fetches: pages being read in, once for all readers that want them.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -68,7 +68,7 @@ impl std::fmt::Debug for Wanted {
 pub(crate) struct Decoded {
     origin: Origin,
     pages: Pages,
-    /// Bytes that were copied before they were decoded.
+    /// Bytes copied before decoding.
     copied: usize,
     slot: FetchSlot,
 }
@@ -90,17 +90,17 @@ impl Decoded {
         })
     }
 
-    /// Bytes that were copied to have it: its pages, and from compressed memory their payload.
+    /// Bytes copied to obtain it: its pages, and from compressed memory their payload.
     pub(crate) fn copied(&self) -> usize {
         self.pages.len() * PAGE + self.copied
     }
 
-    /// How many pages.
+    /// The number of pages.
     pub(crate) fn count(&self) -> u64 {
         self.pages.len() as u64
     }
 
-    /// The bytes of a page of the chunk, and where they are from; the page is zero beyond them. `None` if these strips do not
+    /// The bytes of a page of the chunk, and their origin; the page is zero beyond them. `None` if these strips do not
     /// hold it.
     pub(crate) fn page(&self, page: usize) -> Option<Base<'_>> {
         let rank = match &self.origin {
@@ -112,12 +112,12 @@ impl Decoded {
     }
 }
 
-/// Why pages could not be read.
+/// The reason why pages could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PageInError {
-    /// The bytes of this strip are not those that were written.
+    /// The bytes of this strip differ from those that were written.
     Damaged(usize),
-    /// There are no bytes to look at.
+    /// The read failed: there are no bytes.
     Failed(VmError),
 }
 
@@ -128,7 +128,7 @@ impl From<VmError> for PageInError {
 }
 
 impl PageInError {
-    /// True if another try may do better.
+    /// True if another try may succeed.
     pub(crate) fn may_pass(self) -> bool {
         use VmError::{SourceRead, StoreRead};
         matches!(self, PageInError::Damaged(_) | PageInError::Failed(StoreRead(_) | SourceRead(_)))
@@ -169,7 +169,7 @@ impl Fetch {
         self.wanted.brings(wanted)
     }
 
-    /// Decodes what was read: the strips' payload, or the source's bytes.
+    /// Decodes the bytes that were read: the strips' payload, or the source's bytes.
     pub(crate) fn decode(&self, bytes: &[u8]) -> Fetched {
         let mut slot = self.slot.lock().take().ok_or(VmError::ShutDown)?;
         let out = slot.buffers().0;
@@ -188,7 +188,7 @@ impl Fetch {
         Ok(Arc::new(Decoded { origin, pages, copied: 0, slot }))
     }
 
-    /// Ends the fetch and wakes the readers that wait.
+    /// Ends the fetch and wakes its readers.
     fn finish(&self, result: Fetched) {
         let old = std::mem::replace(&mut *self.state.lock(), State::Done(result));
         if let State::Pending(wakers) = old {
@@ -221,7 +221,7 @@ impl Fetches {
         Fetches { under_way: Mutex::new(HashMap::new()), slots: FetchSlots::new(slots) }
     }
 
-    /// Begins to read pages, or joins a fetch that brings them. `slot` is one got after [`Begun::NoSlot`].
+    /// Begins to read pages, or joins a fetch that brings them. `slot` is one received after [`Begun::NoSlot`].
     pub(crate) fn begin(&self, wanted: &Wanted, slot: Option<FetchSlot>) -> Begun {
         let blocks = match wanted {
             Wanted::Chunk(..) => None,
@@ -255,7 +255,7 @@ impl Fetches {
         Begun::New(fetch, blocks)
     }
 
-    /// The fetch is over: its readers are served, later ones begin anew.
+    /// Ends the fetch: its readers are served, later ones begin anew.
     pub(crate) fn end(&self, fetch: &Arc<Fetch>, result: Fetched) {
         {
             let mut under_way = self.under_way.lock();

@@ -1,5 +1,5 @@
-//! Requests of page-in to stores and sources. The VM does no I/O itself: a driver takes requests, performs them however it
-//! likes, and gives them back ([`Pager::complete_read`](crate::Pager::complete_read),
+//! Requests of page-in to stores and sources. The VM does no I/O itself: a driver takes requests, performs them in any
+//! way, and gives them back ([`Pager::complete_read`](crate::Pager::complete_read),
 //! [`Pager::complete_fill`](crate::Pager::complete_fill)).
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ pub struct ReadIo {
 }
 
 impl ReadIo {
-    /// The most bytes that one asks for.
+    /// The most bytes of one request.
     pub const MAX: usize = MAX_READ_BLOCKS * BLOCK;
 
     /// The store and the first block.
@@ -33,7 +33,7 @@ impl ReadIo {
         self.place().block + u64::from(self.from.blocks)
     }
 
-    /// How many bytes: a whole number of blocks, at most [`ReadIo::MAX`].
+    /// Length in bytes: a whole number of blocks, at most [`ReadIo::MAX`].
     pub fn len(&self) -> usize {
         self.from.blocks as usize * BLOCK
     }
@@ -61,7 +61,7 @@ impl FillIo {
     /// Bytes to be read.
     pub const LEN: usize = CHUNK;
 
-    /// The source to be asked.
+    /// The source to read from.
     pub fn source(&self) -> &std::sync::Arc<dyn Source> {
         &self.source
     }
@@ -72,7 +72,7 @@ impl FillIo {
     }
 }
 
-/// How far into the queue a neighbour is looked for.
+/// Queued requests that are searched for a neighbour.
 const LOOK: usize = 32;
 
 /// Requests that no driver has taken yet.
@@ -111,13 +111,13 @@ impl Requests {
         !self.reads.lock().is_empty()
     }
 
-    /// The next read, and queued ones of the same store that go on where it ends, together at most `most` blocks.
+    /// The next read, and queued reads of the same store that continue at its end, together at most `most` blocks.
     pub(crate) fn next_reads(&self, most: u64, out: &mut Vec<ReadIo>) {
         let mut reads = self.reads.lock();
         let Some(first) = reads.pop_front() else { return };
         let (start, mut end) = (first.place(), first.end());
         out.push(first);
-        // Neighbours in a file were mostly encoded one after the other, and asked for in that order.
+        // Neighbours in a file were mostly encoded one after the other, and requested in that order.
         while let Some(i) = reads.iter().take(LOOK).position(|read| {
             read.place().store == start.store
                 && (end - 1..=end).contains(&read.place().block)

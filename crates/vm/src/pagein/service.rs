@@ -1,4 +1,4 @@
-//! The service: readers ask here for pages that are not resident.
+//! The service: readers request pages here that are not resident.
 
 use super::fetch::{Begun, Fetch, Fetched, Fetches, PageInError, Wanted};
 use super::requests::{FillIo, ReadIo, Requests};
@@ -7,11 +7,11 @@ use crate::error::{IoFailure, VmError};
 use crate::memory::records::Memory;
 use crate::sync::Arc;
 
-/// Pauses, in nanoseconds, before a read that failed or brought damage is done once more. Trouble passes; a read that is
-/// as bad after the last of them counts as it is.
+/// Pauses, in nanoseconds, before a read that failed or brought damage is tried again. Trouble may pass; the result of
+/// the try after the last pause is final.
 const PAUSES: [u64; 3] = [10_000_000, 100_000_000, 1_000_000_000];
 
-/// Pages on their way, or here.
+/// Pages on their way, or already read.
 pub(crate) enum Coming {
     Fetch(Arc<Fetch>),
     Done(Fetched),
@@ -26,7 +26,7 @@ impl Coming {
     }
 }
 
-/// Page-in over some memory.
+/// Page-in for a VM's memory.
 #[derive(Debug)]
 pub(crate) struct PageIn {
     pub(crate) memory: Arc<Memory>,
@@ -66,7 +66,7 @@ impl PageIn {
         begun
     }
 
-    /// As [`PageIn::begin`], waiting for a slot if need be, after `before_waiting`.
+    /// As [`PageIn::begin`], but waits for a slot if need be; calls `before_waiting` before that.
     pub(crate) async fn fetch(
         &self,
         wanted: &Wanted,
@@ -85,8 +85,8 @@ impl PageIn {
         }
     }
 
-    /// Waits for pages, which may be `coming` already. Pages that cannot be read or are damaged are asked for again after a
-    /// while: only trouble that lasts is an error. `before_waiting` is called before each wait but the first.
+    /// Waits for pages, which may be `coming` already. Pages that cannot be read or are damaged are requested again
+    /// after a while: only trouble that lasts is an error. `before_waiting` is called before each wait but the first.
     pub(crate) async fn page_in(
         &self,
         wanted: &Wanted,

@@ -11,10 +11,10 @@ use crate::page::PAGE;
 use crate::sync::{Arc, Mutex};
 use crate::wait::ticket::{Pending, Sender, ticket};
 
-/// Bytes of the budget that a slot stands for: decoded pages, and room for the payload they are decoded from.
+/// Bytes of the budget for one slot: decoded pages, and room for the payload they are decoded from.
 pub(crate) const SLOT_COST: usize = MAX_CLUSTER + MAX_PAYLOAD.next_multiple_of(PAGE);
 
-/// Buffers to decode into. Waiters get them in the order in which they came.
+/// Buffers to decode into. Waiters are served in order.
 #[derive(Debug)]
 pub(crate) struct FetchSlots {
     inner: Mutex<(Vec<AlignedBuf>, VecDeque<Sender<FetchSlot>>)>,
@@ -23,7 +23,7 @@ pub(crate) struct FetchSlots {
 /// A buffer to decode into; returns when it is dropped.
 #[derive(Debug)]
 pub(crate) struct FetchSlot {
-    /// There until it is dropped.
+    /// Some until it is dropped.
     buf: Option<AlignedBuf>,
     slots: Arc<FetchSlots>,
 }
@@ -50,7 +50,7 @@ impl FetchSlots {
     /// Waits for a slot.
     ///
     /// # Errors
-    /// [`VmError::NoMemory`] when there is none to wait with.
+    /// [`VmError::NoMemory`] when there is no memory for the wait itself.
     pub(crate) async fn wait(self: &Arc<Self>) -> Result<FetchSlot, VmError> {
         let (sender, ticket) = ticket()?;
         if let Some(slot) = self.take_or_queue(sender) {
@@ -68,7 +68,7 @@ impl FetchSlots {
         Some(self.slot(buf))
     }
 
-    /// A slot now, or the next that comes free is sent.
+    /// Takes a slot now, or queues `sender` for the next that is free.
     fn take_or_queue(self: &Arc<Self>, sender: Sender<FetchSlot>) -> Option<FetchSlot> {
         let mut inner = self.inner.lock();
         if let Some(buf) = inner.0.pop() {

@@ -1,4 +1,4 @@
-//! Batches: clusters going out together, side by side in one run of a store.
+//! Batches: clusters written out together, side by side in one run of a store.
 
 use std::ops::Range;
 
@@ -20,16 +20,16 @@ use crate::memory::records::{
 use crate::page::PageSet;
 use crate::sync::Arc;
 
-/// A cluster on its way out, by where it came from.
+/// A cluster on its way out, by its origin.
 pub(crate) enum Item {
-    /// From pages as they are.
+    /// Encoded from pages just now.
     Fresh { chunk: Ref<Chunk>, pages: PageSet, encoded: Encoded, tag: u64 },
     /// From compressed memory.
     Held(Ref<Extent>, WeakRef<Chunk>),
 }
 
 impl Item {
-    /// It is the next one again.
+    /// Puts it back: it is the next one again.
     fn put_back(self, memory: &Memory) {
         match self {
             Item::Fresh { chunk, pages, .. } => chunk.lock().abandon_writing(pages),
@@ -37,11 +37,11 @@ impl Item {
         }
     }
 
-    /// Its turn comes again when all others have had theirs.
+    /// Puts it back at the end: its turn comes after all others.
     fn pass_over(self, memory: &Memory) {
         match self {
             Item::Held(extent, _) => memory.compressed.stays(&extent, Turn::Last),
-            // Pages are at the end of their queue since they were taken.
+            // `next_victim` moved the chunk to the end of its queue already.
             fresh @ Item::Fresh { .. } => fresh.put_back(memory),
         }
     }
@@ -65,27 +65,27 @@ struct Entry {
     item: Item,
     /// Its bytes in the batch.
     bytes: Range<usize>,
-    /// Bytes of the budget that go free when it is written.
+    /// Bytes of the budget that come free when it is written.
     frees: usize,
 }
 
-/// Clusters going out together.
+/// Clusters being written out together.
 pub(crate) struct Batch {
-    /// With the driver while it is written.
+    /// The driver has it during the write.
     buf: Option<AlignedBuf>,
     capacity: usize,
     used: usize,
     run: Option<RunGuard>,
     clusters: Vec<Entry>,
-    /// One for each fresh cluster, and one segment: a write that has ended needs no memory (iron rule 1) but for the
+    /// One for each fresh cluster, and one segment: completing a write needs no memory (iron rule 1) but for the
     /// segment's list of chunks, some hundreds of bytes from the heap.
     extents: RefReserve<Extent>,
     segments: RefReserve<Segment>,
-    /// The object of the first cluster; of all, if a store keeps objects apart.
+    /// The object of the first cluster; of all clusters, if a store keeps objects apart.
     object: Option<u32>,
-    /// Bytes of the budget that go free when it is written.
+    /// Bytes of the budget that come free when it is written.
     pub(crate) frees: usize,
-    /// Bytes of compressed memory among them.
+    /// Bytes of `frees` that belong to compressed memory.
     pub(crate) leaving: usize,
 }
 
@@ -116,17 +116,17 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Sets aside the metadata that its end will need.
+    /// Sets aside the metadata that its completion will need.
     ///
     /// # Errors
     /// When there is no memory.
     pub(crate) fn refill(&mut self) -> Result<(), VmError> {
         self.segments.fill(1)?;
-        // A block for each: a cluster that is not held compresses badly, so it is not small.
+        // A block for each: a cluster that goes past compressed memory compresses badly, so it is not small.
         Ok(self.extents.fill(self.capacity / BLOCK)?)
     }
 
-    /// True if it could be sent and ended.
+    /// True if it has all it needs to be sent and completed.
     pub(crate) fn is_ready(&self) -> bool {
         self.segments.left() > 0
     }
@@ -135,7 +135,7 @@ impl Batch {
         self.clusters.is_empty()
     }
 
-    /// Where the next cluster can be written.
+    /// The buffer's rest, where the next cluster is written.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         let used = self.capacity - self.left();
         self.buf.as_mut().map_or(&mut [], |buf| &mut buf[used..])
@@ -145,7 +145,7 @@ impl Batch {
         if self.clusters.len() < self.clusters.capacity() { self.capacity - self.used } else { 0 }
     }
 
-    /// True if a fresh cluster of so many bytes can be pushed.
+    /// True if a fresh cluster of `len` bytes can be pushed.
     pub(crate) fn has_room_for_another(&self, len: usize) -> bool {
         let fresh = self.clusters.iter().filter(|entry| matches!(entry.item, Item::Fresh { .. })).count();
         self.left() >= len && self.extents.left() > fresh
@@ -162,7 +162,7 @@ impl Batch {
         self.push_here(object, item, frees);
     }
 
-    /// The same where the payload has been written to [`Batch::room`].
+    /// The same for a payload that is already in [`Batch::room`].
     pub(crate) fn push_here(&mut self, object: u32, item: Item, frees: usize) {
         self.object.get_or_insert(object);
         let bytes = self.used..self.used + item.len();
@@ -187,7 +187,7 @@ impl Batch {
         self.blocks() as usize * BLOCK
     }
 
-    /// Takes the place it will be written to. Clusters beyond its end are put back.
+    /// Takes the run it will be written to. Clusters beyond the run's end are put back.
     pub(crate) fn take_run(&mut self, run: RunGuard, memory: &Memory) {
         let end = run.blocks() as usize * BLOCK;
         self.run = Some(run);
@@ -198,7 +198,7 @@ impl Batch {
         }
     }
 
-    /// Where it goes, once it has a run.
+    /// The place it goes to, once it has a run.
     pub(crate) fn place(&self) -> Option<Place> {
         self.run.as_ref().map(RunGuard::place)
     }
@@ -212,20 +212,20 @@ impl Batch {
         self.buf.take()
     }
 
-    /// The driver is done with the buffer.
+    /// Takes the buffer back from the driver.
     pub(crate) fn give_buf(&mut self, buf: AlignedBuf) {
         debug_assert!(buf.len() == self.capacity && self.buf.is_none());
         self.buf = Some(buf);
     }
 
-    /// Gives its place up, to be given another.
+    /// Gives its run up, to be given another.
     pub(crate) fn leave_run(&mut self) {
         self.run = None;
     }
 
     /// Empties it: its clusters stay where they were.
     pub(crate) fn put_back(&mut self, memory: &Memory) {
-        // From the last one on, so that they come in the same order again.
+        // From the last one on, so that they are queued in the same order again.
         self.clusters.drain(..).rev().for_each(|entry| entry.item.put_back(memory));
         self.reset();
     }
@@ -241,7 +241,7 @@ impl Batch {
         (self.used, self.frees, self.leaving) = (0, 0, 0);
     }
 
-    /// Empties it: it was written, and its clusters live in the store. Returns how many pages they have.
+    /// Empties it after its write: its clusters are now in the store. Returns their number of pages.
     pub(crate) fn written(&mut self, budget: &Arc<Budget>) -> u64 {
         let run = self.run.take().expect("a batch under way has its run");
         let places = self.clusters.iter().map(|entry| entry.bytes.clone());
@@ -262,7 +262,7 @@ impl Batch {
                     pages += u64::from(set.count_ones());
                     let location = Location::stored(&segment, bytes.start);
                     let extent = Extent::new(location, encoded, tag, set, budget.charge_forced(EXTENT_COST));
-                    // Made in any case: its end is what frees its blocks.
+                    // Made in any case: dropping it frees its blocks.
                     let extent = self.extents.make(extent).expect("one is set aside for each");
                     chunk.lock().finish_writing(set, || extent.clone());
                 }

@@ -1,8 +1,8 @@
-//! Compaction: the living pages of a sparse segment are brought back, to be clustered again with whatever their chunk has by
-//! now, so that dead pages keep at most a tenth of the store (iron rule 4).
+//! Compaction: the living pages of a sparse segment are brought back and clustered again with their chunk's other
+//! pages, so that dead pages keep at most a tenth of the store (iron rule 4).
 //!
-//! A page that is brought back is dirty, as if it had been written: pageout encodes it when its turn comes. That is one way
-//! for pages that died within clusters and between them, and a chunk's clusters from there become one.
+//! A page that is brought back is dirty, as if written: pageout encodes it when its turn comes. This one way serves
+//! pages that died within clusters and between them, and a chunk's clusters from there become one.
 
 use overspill_slab::{Ref, WeakRef};
 
@@ -13,11 +13,11 @@ use crate::page::{CHUNK_PAGES, PAGE, PageSet, members};
 use crate::pagein::fetch::{PageInError, Wanted};
 use crate::pagein::service::PageIn;
 
-/// So much may be dead whatever the share: it is not worth the I/O.
+/// Dead bytes tolerated whatever their share: fewer are not worth the I/O.
 const TOLERATED: u64 = 256 << 10;
 
 impl PageIn {
-    /// True if more of the stores is dead than should be.
+    /// True if too much of the stores is dead.
     pub(crate) fn wants_compaction(&self) -> bool {
         let (dead, all) = (self.dead_bytes(), self.memory.stored_bytes());
         dead > TOLERATED && dead * 10 > all
@@ -28,14 +28,14 @@ impl PageIn {
         self.memory.stored_bytes().saturating_sub(self.memory.stored_live_bytes())
     }
 
-    /// Brings back the living pages of the sparsest of some segments. Waits for memory and store. Returns true if there was
-    /// one.
+    /// Brings back the living pages of the sparsest of some segments. Waits for memory and store. Returns true if there
+    /// was one.
     pub(crate) async fn compact(&self) -> bool {
         let sparse = self.memory.backings.iter().find_map(|backing| backing.sparse_segment());
         let Some(segment) = sparse else { return false };
         let mut any = false;
         for chunk in segment.chunks() {
-            // Pages that cannot be read now stay where they are; their reader will be told.
+            // Pages that cannot be read now stay where they are; their reader will get the error.
             any |= self.recluster(&chunk, &segment).await.unwrap_or(false);
         }
         segment.let_go();
@@ -46,8 +46,8 @@ impl PageIn {
     }
 }
 
-/// A chunk is held for a moment at a time, never across a wait: a chunk that no object shows any more must be free to go, or
-/// memory that is short would seem to be full.
+/// A chunk is held for a moment at a time, never across a wait: a chunk that no object shows any more must be free to
+/// go, or memory that is short would seem to be full.
 impl PageIn {
     /// Returns true if there was something to bring back.
     async fn recluster(&self, chunk: &WeakRef<Chunk>, segment: &Ref<Segment>) -> Result<bool, VmError> {
@@ -67,7 +67,7 @@ impl PageIn {
         chunk: &WeakRef<Chunk>,
         (extent, live): &(Ref<Extent>, PageSet),
     ) -> Result<(), VmError> {
-        // As many at once as a reservation may be for: matters to the smallest budgets only.
+        // As many at once as one reservation can hold: matters to the smallest budgets only.
         let most = (self.memory.budget.max_reservation() / PAGE).clamp(1, CHUNK_PAGES);
         let set = members(*live).take(most).fold(0, |set: PageSet, page| set | 1 << page);
         let mut reservation = self.memory.budget.reserve(set.count_ones() as usize * PAGE).await?;
@@ -76,7 +76,7 @@ impl PageIn {
         let decoded = match outcome {
             Ok(decoded) => decoded,
             Err(PageInError::Damaged(strip)) => {
-                // Were it left here its segment would be the sparsest for ever, and hide the others.
+                // Left here, it would keep its segment the sparsest for ever, and hide the others.
                 chunk.lock().lose_strip(extent, strip);
                 return Ok(());
             }
@@ -86,7 +86,7 @@ impl PageIn {
         for page in members(set) {
             let is_there = |c: &Cluster| Ref::ptr_eq(&c.extent, extent) && c.live & 1 << page != 0;
             if state.clusters().iter().any(is_there) {
-                // Nothing is written: it only becomes resident and dirty. A page of strips that were not read stays.
+                // Writes nothing: the page only becomes resident and dirty. A page of strips that were not read stays.
                 let _ = state.write_page(page, 0, &[], decoded.page(page), &self.memory, &mut reservation);
             }
         }
@@ -94,8 +94,8 @@ impl PageIn {
     }
 }
 
-/// The first of a chunk's clusters that lies in the segment, and which pages live. Only these: to bring back the chunk's
-/// others too would leave holes in their segments.
+/// The first of a chunk's clusters that lies in the segment, and its living pages. Only these: bringing back the
+/// chunk's other clusters too would leave holes in their segments.
 fn first_in(chunk: &WeakRef<Chunk>, segment: &Ref<Segment>) -> Option<(Ref<Extent>, PageSet)> {
     let chunk = chunk.upgrade()?;
     let state = chunk.lock();

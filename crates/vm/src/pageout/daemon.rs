@@ -1,4 +1,4 @@
-//! The pageout daemon: one step after the other, until enough is free.
+//! The pageout daemon: it steps until enough memory is free.
 
 use super::state::{Outcome, Pageout, SCAN, Search};
 use crate::error::VmError;
@@ -8,9 +8,9 @@ use crate::sync::atomic::Ordering;
 /// The result of one step of pageout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Memory is plentiful: nothing to do until the VM signals pageout again.
+    /// Memory is plentiful: do nothing until the VM signals pageout again.
     Rest,
-    /// Something was freed or put on its way: step again.
+    /// Something was freed or is being written: step again.
     Worked,
     /// Writes are under way, or memory on lease was asked back: step again when the VM signals pageout.
     AwaitIo,
@@ -70,19 +70,19 @@ impl Pageout {
         self.turns.fetch_add(1, Ordering::AcqRel);
         let outcome = self.evict(&mut packer, wanted);
         self.helping.fetch_sub(1, Ordering::AcqRel);
-        // Pageout may have come to rest because of this helper.
+        // Pageout may have stopped because this helper was at work.
         if self.memory.budget.has_waiters() {
             self.memory.driver.get().pageout_wanted();
         }
         matches!(outcome, Outcome::Done | Outcome::Bypassed)
     }
 
-    /// Evicts pages, and writes out the clusters that compressed memory has too much of.
+    /// Evicts pages, and writes out the excess clusters of compressed memory.
     fn launder(&self, search: &mut Search, wanted: usize) -> Step {
         let memory = &self.memory;
         let evicted = self.evict(&mut self.packer.lock(), wanted);
         let mut outcomes = [evicted, Outcome::Nothing];
-        // Before its share is full only if a whole look at the pages found none to evict.
+        // Before compressed memory has its share, only if a whole scan of the pages found none to evict.
         let looked_at_all = search.in_vain > memory.queues.lock().len();
         let full = evicted != Outcome::Bypassed && self.holds_more_than(30);
         if memory.is_eager() || looked_at_all || evicted == Outcome::Moved || full {
@@ -99,7 +99,7 @@ impl Pageout {
         if outcomes.contains(&Outcome::NoBatch) && (self.in_flight() > 0 || self.a_store_rests()) {
             return Step::AwaitIo;
         }
-        // Look on, until every chunk and cluster was looked at twice in vain.
+        // Search on, until every chunk and cluster was checked twice in vain.
         search.in_vain += SCAN;
         if search.in_vain <= 2 * (memory.queues.lock().len() + memory.compressed.len()) + SCAN {
             return Step::Worked;
@@ -108,7 +108,7 @@ impl Pageout {
         if self.in_flight() > 0 || self.revokes(wanted) { Step::AwaitIo } else { Step::Stuck }
     }
 
-    /// Asks for memory on lease. Returns true while some may still come; pageout looks again when it should have.
+    /// Asks for leased memory. Returns true while some may still come; pageout then looks again when it is due.
     fn revokes(&self, wanted: usize) -> bool {
         let now = self.memory.now();
         let comes = self.memory.budget.leases().revoke(wanted, now);

@@ -1,4 +1,4 @@
-//! Eviction: dirty pages of chunks become clusters, in compressed memory or in a batch for a store.
+//! Eviction: a chunk's dirty pages become a cluster, in compressed memory or in a batch for a store.
 
 use overspill_codec::{Encoded, Grain};
 use overspill_slab::{Ref, RefReserve};
@@ -13,7 +13,7 @@ use crate::memory::queue::Victim;
 use crate::memory::records::{Chunk, EXTENT_COST, Extent, Location, Payload};
 use crate::page::{CHUNK_PAGES, PageSet};
 
-/// The result of a look at a chunk.
+/// The result of checking a chunk.
 #[expect(
     clippy::large_enum_variant,
     reason = "it lives on the stack for a moment, and eviction allocates nothing"
@@ -21,7 +21,7 @@ use crate::page::{CHUNK_PAGES, PageSet};
 enum Look {
     /// Its dirty pages are being written.
     Cleaning(Cleaning),
-    /// It may have freed something, but has nothing to write.
+    /// Pages may have been freed, but none is to be written.
     Next,
     /// There are no more chunks.
     End,
@@ -32,7 +32,7 @@ struct Cleaning {
     chunk: Ref<Chunk>,
     pages: PageSet,
     bytes: SmallVec<[Bytes; CHUNK_PAGES]>,
-    /// Bytes of the budget that go free with the pages' own.
+    /// Bytes of the budget that come free with the pages' own.
     cost: usize,
 }
 
@@ -51,11 +51,11 @@ struct Fresh<'a> {
 struct Haul {
     freed: usize,
     batch: Option<Box<Batch>>,
-    /// Raw clusters have moved to compressed memory.
+    /// Raw clusters moved to compressed memory.
     moved: bool,
-    /// Raw clusters go past it.
+    /// Raw clusters bypass it.
     bypassed: bool,
-    /// A batch was wanted and there was none.
+    /// A batch was needed and none was idle.
     no_batch: bool,
 }
 
@@ -101,7 +101,7 @@ impl Pageout {
         }
     }
 
-    /// Looks at the chunk whose turn it is. Clean pages and pages of zeros give up their bytes at once.
+    /// Checks the chunk whose turn it is. Clean pages and pages of zeros give up their bytes at once.
     fn look(&self, freed: &mut usize) -> Look {
         let chunk = match self.memory.queues.lock().next_victim() {
             Victim::Found(chunk) => chunk,
@@ -109,7 +109,7 @@ impl Pageout {
             Victim::None => return Look::End,
         };
         let mut state = chunk.lock();
-        // It may have lost its pages, and its place on the queues, since the queues gave it to us.
+        // It may have lost its pages, and its position on the queues, since the queues gave it to us.
         if !chunk.is_owned() || state.is_going_out() || state.resident() == 0 {
             return Look::Next;
         }
@@ -145,7 +145,7 @@ impl Pageout {
         if encoding == Encoding::Compressed {
             self.pace.packed(cost, driver.nanoseconds().saturating_sub(began));
         }
-        // Once into the encoder, once to where it goes.
+        // Copied once into the encoder, once to the destination.
         self.memory.counters.copied.add_bytes(cost + payload.len());
         drop(bytes);
         let route = load.route(payload.len(), cost);
@@ -160,7 +160,7 @@ impl Pageout {
         self.add_to_batch(fresh, encoding, haul)
     }
 
-    /// Moves a cluster to compressed memory. Returns what goes free; `None` if there is no memory for it there.
+    /// Moves a cluster to compressed memory. Returns the bytes freed; `None` if there is no memory for it there.
     fn hold(&self, fresh: &Fresh<'_>, extents: &mut RefReserve<Extent>) -> Option<usize> {
         if extents.left() == 0 {
             return None;
@@ -180,7 +180,8 @@ impl Pageout {
         Some(freed)
     }
 
-    /// Puts a cluster into the round's batch. Returns false if that has no room, or there is none: the pages are dirty again.
+    /// Puts a cluster into the round's batch. Returns false if there is no batch or no room in it: the pages are dirty
+    /// again.
     fn add_to_batch(&self, fresh: Fresh<'_>, encoding: Encoding, haul: &mut Haul) -> bool {
         let Fresh { chunk, pages, cost, encoded, tag, payload } = fresh;
         if haul.batch.is_none() && self.has_store() {

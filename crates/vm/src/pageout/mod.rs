@@ -6,10 +6,10 @@
 //!   compressed memory, over its share ──► batch ─► write_out ─► store ─► complete: a segment, or the next store
 //!   recompress ◄── idle cores                compact ◄── segments much of which is dead
 //! ```
-//! A step of the daemon looks at a few chunks and evicts their dirty pages; when compressed memory is over its share of the
-//! budget, its oldest clusters go to a store, side by side in one run, written as one request. A step waits for nothing:
-//! [`daemon::Step`] says what the next one needs. Batches, their buffers and the compressor's tables exist before they are
-//! needed (iron rule 1).
+//! A step of the daemon looks at a few chunks and evicts their dirty pages; when compressed memory is over its share of
+//! the budget, its oldest clusters go to a store, side by side in one run, written as one request. A step waits for
+//! nothing: [`daemon::Step`] says what the next one needs. Batches, their buffers and the compressor's tables exist
+//! before they are needed (iron rule 1).
 
 pub(crate) mod batch;
 pub(crate) mod compact;

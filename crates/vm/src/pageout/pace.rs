@@ -1,17 +1,17 @@
 //! Pace: while the store is faster than the compressor, pages that writers wait for go there uncompressed.
 //!
-//! Both are measured while they work: what packing takes a byte, and what the store takes while it has something to
-//! write. Where nobody tells the time ([`crate::Signals::nanoseconds`]) everything is packed.
+//! Both are measured while they work: the compressor's time per byte, and the store's while it has something to write.
+//! Without a clock ([`crate::Signals::nanoseconds`]) everything is compressed.
 
 use crate::sync::Mutex;
 
-/// Threads that pack while writers wait.
+/// Threads that compress while writers wait.
 const PACKERS: u64 = 2;
-/// Of clusters that would not be packed one in so many is, so that it is noticed when data gets easier.
+/// While bypassing, still compress one cluster in this many, to notice when data becomes compressible.
 const PROBE: u32 = 16;
-/// Fewer bytes than these say nothing.
+/// Fewer bytes than these are no measurement.
 const ENOUGH: u64 = 256 << 10;
-/// More than these count half when the next ones come.
+/// Once beyond this, old measurements count half when the next ones come.
 const MANY: u64 = 32 << 20;
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -39,10 +39,10 @@ impl Rate {
 struct Rates {
     packing: Rate,
     store: Rate,
-    /// Writes at the store, and since when there is at least one.
+    /// Writes at the store, and the time since which there is at least one.
     writes: u32,
     since: u64,
-    /// Clusters that were not packed since one was.
+    /// Clusters sent raw since one was compressed.
     unpacked: u32,
 }
 
@@ -50,7 +50,7 @@ struct Rates {
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     rates: Mutex<Rates>,
-    /// Whatever is measured.
+    /// Ignore the measurements.
     always_outruns: bool,
 }
 
@@ -59,12 +59,12 @@ impl Pace {
         Pace { rates: Mutex::default(), always_outruns }
     }
 
-    /// So many bytes of pages were packed, in this time.
+    /// `bytes` of pages were compressed in `ns`.
     pub(crate) fn packed(&self, bytes: usize, ns: u64) {
         self.rates.lock().packing.add(bytes, ns);
     }
 
-    /// A write goes to the store.
+    /// A write was sent to the store.
     pub(crate) fn write_begins(&self, now: u64) {
         let mut rates = self.rates.lock();
         if rates.writes == 0 {
@@ -73,7 +73,7 @@ impl Pace {
         rates.writes += 1;
     }
 
-    /// One has ended: the store was at work since the last one did, or since it got something to do.
+    /// A write has ended: the store was busy since the last one ended, or since it got work.
     pub(crate) fn write_ends(&self, now: u64, bytes: usize) {
         let mut rates = self.rates.lock();
         rates.writes -= 1;

@@ -1,12 +1,12 @@
 //! Recompression: a cluster in compressed memory becomes a smaller one.
 //!
-//! - While a core is idle, the clusters that have been there longest are compressed again by zstd. They take a quarter to a
-//!   third less then, and as much less of the store when they get there.
-//! - Clusters that are about to leave for the store lose the pages that died meanwhile; else compaction would have to bring
+//! - While a core is idle, the clusters held longest are compressed again by zstd. They then take a quarter to a third
+//!   less, also in the store when they get there.
+//! - Clusters about to leave for the store lose the pages that died meanwhile; else compaction would have to bring
 //!   the others back (iron rule 4).
 //!
-//! A cluster keeps its turn to leave. A cluster that is read meanwhile, on its way out, or shared by a fork is left alone, as
-//! is one that does not get a sixteenth smaller; each is looked at once only.
+//! A cluster keeps its turn to leave. A cluster that is read meanwhile, on its way out, or shared by a fork is left
+//! alone, as is one that would not get a sixteenth smaller; each is tried only once.
 
 use overspill_codec::{Encoder, Grain, MAX_PAGES, Method};
 use overspill_slab::Ref;
@@ -19,10 +19,10 @@ use crate::page::{PAGE, PageSet, members};
 use crate::pagein::service::PageIn;
 use crate::sync::{Mutex, rank};
 
-/// Bytes of the budget that stand for zstd's workspaces.
+/// Bytes of the budget for zstd's workspaces.
 pub(crate) const RECOMPRESSOR_COST: usize = 768 << 10;
 
-/// After so many clusters in a row that gained nothing only one in so many is tried: data mostly comes in masses of a kind.
+/// After this many clusters in a row without gain, only one in as many is tried: similar data mostly comes together.
 const IN_VAIN: u32 = 16;
 
 /// Compresses clusters again by zstd, one at a time.
@@ -31,9 +31,9 @@ pub(crate) struct Recompressor(Mutex<Work, { rank::PACKER }>);
 
 #[derive(Default)]
 struct Work {
-    /// Made when it is first wanted.
+    /// Made at its first use.
     encoder: Option<Box<Encoder>>,
-    /// Clusters since one gained something.
+    /// Clusters since the last gain.
     in_vain: u32,
 }
 
@@ -44,8 +44,8 @@ impl std::fmt::Debug for Recompressor {
 }
 
 impl Recompressor {
-    /// Compresses one cluster of compressed memory again, smaller. Returns true if there was one to try: never where memory is
-    /// plentiful.
+    /// Compresses one cluster of compressed memory again, smaller. Returns true if there was one to try: never where
+    /// memory is plentiful.
     pub(crate) fn turn(&self, pagein: &PageIn) -> bool {
         let memory = &pagein.memory;
         // With an eighth free there is nothing to gain yet.
@@ -70,8 +70,8 @@ impl Recompressor {
     }
 }
 
-/// Puts a smaller cluster, of the living pages only, in the place of one in compressed memory. Returns how many pages those
-/// are, or `None` if nothing was replaced.
+/// Replaces a cluster in compressed memory by a smaller one, of the living pages only. Returns their number, or `None`
+/// if nothing was replaced.
 pub(crate) fn replace(
     pagein: &PageIn,
     encoder: &mut Encoder,
@@ -83,7 +83,7 @@ pub(crate) fn replace(
     if live == 0 {
         return None;
     }
-    // Readers need these more.
+    // Readers need the slots more.
     let mut slot = pagein.free_slot()?;
     let (pages, bytes) = slot.buffers();
     let strips = extent.strips(extent.pages());

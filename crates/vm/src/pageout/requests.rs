@@ -13,7 +13,7 @@ pub struct WriteIo {
 }
 
 impl WriteIo {
-    /// A request for a batch that has its place.
+    /// The request for a batch that has a run.
     pub(crate) fn new(mut batch: Box<Batch>) -> Option<WriteIo> {
         let place = batch.place()?;
         let len = batch.bytes();
@@ -31,8 +31,8 @@ impl WriteIo {
         &self.buf[..self.ticket.len]
     }
 
-    /// The buffer, for as long as the store needs it, and the ticket that goes back with it. The bytes to be written are the
-    /// first [`WriteTicket::len`].
+    /// The buffer, for as long as the store needs it, and the ticket that goes back with it. The first
+    /// [`WriteTicket::len`] bytes are to be written.
     pub fn into_parts(self) -> (WriteTicket, AlignedBuf) {
         (self.ticket, self.buf)
     }
@@ -62,7 +62,7 @@ impl WriteTicket {
         false
     }
 
-    /// The request as it was: for a driver that does it again in another way.
+    /// The request restored: for a driver that retries it in another way.
     pub fn with(self, buf: AlignedBuf) -> WriteIo {
         WriteIo { ticket: self, buf }
     }

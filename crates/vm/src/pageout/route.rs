@@ -1,13 +1,13 @@
-//! The route of a cluster out of its frames: a pure decision.
+//! The route of an evicted cluster: a pure decision.
 
-/// How full memory is, as far as it decides where clusters go.
+/// Memory's state, as far as it decides where clusters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Load {
     /// There is a store to send clusters to.
     pub(super) has_store: bool,
     /// Compressed memory has its share of the budget.
     pub(super) full: bool,
-    /// It has even more: compressed clusters must not take the rest of memory bit by bit.
+    /// It has even more: compressed clusters must not gradually take the rest of memory.
     pub(super) overfull: bool,
     /// Writers wait for memory.
     pub(super) has_waiters: bool,
@@ -19,7 +19,7 @@ pub(super) struct Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Compressed,
-    /// As it is, past compressed memory: writers wait, and the store outruns the compressor.
+    /// Uncompressed, past compressed memory: writers wait, and the store is faster than the compressor.
     Raw,
 }
 
@@ -28,27 +28,27 @@ pub(super) enum Encoding {
 pub(super) enum Route {
     /// To compressed memory: it takes less there than its pages.
     Hold,
-    /// To compressed memory, though it takes as much as before: to wait for its turn among the others.
+    /// To compressed memory, though it takes as much as before: it awaits its turn there.
     HoldRaw,
     /// To the store at once.
     Send,
-    /// Nowhere now: its pages stay dirty.
+    /// Not now: its pages stay dirty.
     Later,
 }
 
 impl Load {
-    /// True if a raw cluster could help; the caller then asks whether the store outruns the compressor.
+    /// True if a raw cluster could help; the caller then compares the store with the compressor.
     pub(super) fn may_bypass(self) -> bool {
         self.full && !self.overfull && self.has_waiters
     }
 
     /// The route of a cluster whose pages took `cost` bytes of the budget and whose payload takes `payload`.
     pub(super) fn route(self, payload: usize, cost: usize) -> Route {
-        // Compressed memory pays where it saves a ninth and more.
+        // Compressed memory pays from a saving of a ninth on.
         if payload + payload / 8 <= cost {
             return Route::Hold;
         }
-        // A raw cluster takes as much as before, and what compresses holds more pages in the same memory.
+        // A raw cluster takes as much as before, and compressible ones hold more pages in the same memory.
         if self.holds_raw && !self.full && payload <= cost + cost / 64 {
             return Route::HoldRaw;
         }
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(raw(Load { full: true, ..EMPTY }), Route::Send);
         assert_eq!(raw(Load { holds_raw: false, ..EMPTY }), Route::Send);
         assert_eq!(raw(Load { holds_raw: false, has_store: false, ..EMPTY }), Route::Later);
-        // Bytes that a fork shows too do not go free: nothing is gained by a copy.
+        // Bytes that a fork shows too are not freed: a copy gains nothing.
         assert_eq!(EMPTY.route(65 << 10, 32 << 10), Route::Send);
     }
 

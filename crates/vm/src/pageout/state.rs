@@ -15,13 +15,13 @@ use crate::pagein::service::PageIn;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, rank};
 
-/// Chunks that a step looks at before it lets the queues go.
+/// Chunks that one step checks.
 pub(super) const SCAN: usize = 64;
 
-/// Extents that a packer has set aside: as many as a step may want.
+/// Extents that an encoder has set aside: as many as a step may need.
 const EXTENTS: usize = SCAN;
 
-/// An encoder, and the extents for the clusters it makes; one thread at a time has it.
+/// An encoder, and the extents for the clusters it makes; used by one thread at a time.
 pub(super) struct Packer {
     pub(super) encoder: Encoder,
     pub(super) extents: RefReserve<Extent>,
@@ -33,22 +33,22 @@ impl Packer {
         Packer { encoder: Encoder::new(method), extents }
     }
 
-    /// Sets extents aside. Fewer than wanted only mean that clusters go to the store at once.
+    /// Sets extents aside. If there are too few, clusters only go to the store at once.
     pub(super) fn refill(&mut self) {
         let _ = self.extents.fill(EXTENTS);
     }
 }
 
-/// How a search for something to evict goes.
+/// Progress of the search for something to evict.
 #[derive(Default)]
 pub(super) struct Search {
-    /// Chunks and clusters looked at since something could last be done. All of them in vain: stuck.
+    /// Chunks and clusters checked since the last success. When all were checked in vain, pageout is stuck.
     pub(super) in_vain: usize,
     /// [`Pageout::quiet`] when last stuck.
     pub(super) stuck_at: Option<Quiet>,
 }
 
-/// Reservations made and helpers' turns begun: the same twice means that nothing of either kind happened in between.
+/// Reservations made and helpers' turns begun: equal counts mean that neither happened in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quiet {
     pub(super) reservations: u64,
@@ -58,21 +58,21 @@ pub(super) struct Quiet {
 /// The outcome of evicting pages, or of writing clusters out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Something was freed or is on its way.
+    /// Something was freed or is being written.
     Done,
     /// Nothing could be.
     Nothing,
     /// Raw pages are on their way, past compressed memory.
     Bypassed,
-    /// Nothing is free, but incompressible pages wait now where they can be written out.
+    /// Nothing is free, but incompressible pages moved to where they can be written out.
     Moved,
-    /// All batches are under way, or every store is left alone for a while.
+    /// All batches are under way, or every store rests after a failure.
     NoBatch,
     /// A store must prepare space.
     NotReady,
 }
 
-/// How pageout is laid out.
+/// Parameters of pageout.
 pub(crate) struct Layout {
     pub(crate) method: Method,
     /// Batches, and bytes of each.
@@ -81,13 +81,13 @@ pub(crate) struct Layout {
     pub(crate) always_bypass: bool,
 }
 
-/// Pageout over some memory.
+/// Pageout for a VM's memory.
 pub(crate) struct Pageout {
     pub(super) memory: Arc<Memory>,
     pub(super) pagein: Arc<PageIn>,
     /// Incompressible clusters may stay in compressed memory while it has room. Off without store or compression.
     pub(super) holds_raw: bool,
-    /// The thread that steps has this lock, then perhaps the packer's.
+    /// The stepping thread's lock; the thread may then take `packer`.
     pub(super) search: Mutex<Search, { rank::SEARCH }>,
     pub(super) packer: Mutex<Packer, { rank::PACKER }>,
     /// The helper's, for when writers wait.
@@ -96,13 +96,13 @@ pub(crate) struct Pageout {
     pub(super) idle: Mutex<Vec<Box<Batch>>>,
     /// Writes that no driver has taken yet.
     pub(super) writes: Mutex<VecDeque<WriteIo>>,
-    /// Bytes of the budget in batches under way.
+    /// Bytes of the budget that batches under way will free.
     pub(super) coming: AtomicUsize,
-    /// Bytes of compressed memory among them.
+    /// Bytes of `coming` that belong to compressed memory.
     pub(super) leaving: AtomicUsize,
     pub(super) in_flight: AtomicUsize,
     pub(super) pace: Pace,
-    /// Helpers at work, and turns they have begun: the chunks they hold are not on the queues, and come back or go free.
+    /// Helpers at work, and turns they have begun: their chunks are off the queues, and return or are freed.
     pub(super) helping: AtomicUsize,
     pub(super) turns: AtomicU64,
 }
@@ -148,12 +148,12 @@ impl Pageout {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Bytes that should come free.
+    /// Bytes that pageout should free.
     pub(super) fn wanted(&self) -> usize {
         let coming = self.coming.load(Ordering::Acquire);
         let wanted = self.memory.budget.wanted(coming);
         if self.memory.is_eager() {
-            // Waiters count here too, or they would wait for ever where nothing is resident.
+            // Waiters count here too, or they would wait for ever when nothing is resident.
             let pages = self.memory.counters.resident_pages().saturating_mul(PAGE);
             return wanted.max((pages + self.memory.compressed.bytes()).saturating_sub(coming));
         }
@@ -167,26 +167,26 @@ impl Pageout {
         (self.helping.load(Ordering::Acquire) == 0).then_some(Quiet { reservations, turns })
     }
 
-    /// True if compressed memory holds more than so many 32nds of what metadata and the room for writers leave.
+    /// True if compressed memory holds more than `parts` 32nds of what metadata and the room for writers leave.
     pub(super) fn holds_more_than(&self, parts: usize) -> bool {
         let share = self.memory.budget.pageable() / 32 * parts;
         let leaving = self.leaving.load(Ordering::Relaxed);
         self.has_store() && self.memory.compressed.bytes().saturating_sub(leaving) > share
     }
 
-    /// The object whose clusters alone a batch may still take, if a store keeps objects apart.
+    /// The only object whose clusters the batch can still take, if a store keeps objects apart.
     pub(super) fn only(&self, batch: &Batch) -> Option<u32> {
         let separates = || self.memory.backings.iter().any(|backing| backing.store.separates());
         batch.object().filter(|_| separates())
     }
 
-    /// True while every store has failed lately and is left alone.
+    /// True while every store rests after a failure.
     pub(super) fn all_stores_rest(&self) -> bool {
         let now = self.memory.now();
         self.has_store() && self.memory.backings.iter().all(|backing| backing.health.rests(now))
     }
 
-    /// True while some store has failed lately and is left alone.
+    /// True while some store rests after a failure.
     pub(super) fn a_store_rests(&self) -> bool {
         let now = self.memory.now();
         self.memory.backings.iter().any(|backing| backing.health.rests(now))
@@ -198,7 +198,7 @@ impl Pageout {
             return None;
         }
         let mut batch = self.idle.lock().pop()?;
-        // Usually full: it was brought up when its last write ended.
+        // Usually full already: `refill` ran when its last write ended.
         let _ = batch.refill();
         if !batch.is_ready() {
             self.idle.lock().push(batch);

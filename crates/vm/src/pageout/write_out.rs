@@ -14,11 +14,11 @@ use crate::memory::compressed::{Leaving, Next};
 use crate::memory::records::StoreId;
 use crate::sync::atomic::Ordering;
 
-/// Why no store takes a batch.
+/// The reason why no store takes a batch.
 enum NoPlace {
-    /// One must prepare space first.
+    /// A store must prepare space first.
     NotReady,
-    /// One that failed lately is left alone for a while; the others are full.
+    /// A store rests after a failure; the others are full.
     Resting,
     /// All are full, or broken.
     Full,
@@ -56,8 +56,8 @@ impl Pageout {
         self.send(batch, leaving)
     }
 
-    /// Gives a batch its place in a store and asks for the write. Clusters that find no place stay where they were. `leaving`
-    /// of the bytes it frees are compressed memory's.
+    /// Gives a batch its run in a store and queues the write. Clusters that find no place stay in memory. `leaving` of
+    /// the bytes it frees are compressed memory's.
     pub(super) fn send(&self, mut batch: Box<Batch>, leaving: usize) -> Outcome {
         if batch.is_empty() {
             self.idle.lock().push(batch);
@@ -84,7 +84,7 @@ impl Pageout {
         Outcome::Done
     }
 
-    /// A run for a batch in the first store that takes it, of those after `after`.
+    /// A run for a batch in the first store after `after` that has room.
     fn place(&self, batch: &Batch, after: Option<StoreId>) -> Result<RunGuard, NoPlace> {
         let mut no_place = NoPlace::Full;
         let (object, blocks, now) = (batch.object().unwrap_or(0), batch.blocks(), self.memory.now());
@@ -112,7 +112,7 @@ impl Pageout {
         Err(no_place)
     }
 
-    /// Hands a batch that has its place to the driver.
+    /// Hands a batch that has a run to the driver.
     fn submit(&self, batch: Box<Batch>) {
         self.coming.fetch_add(batch.frees, Ordering::AcqRel);
         self.leaving.fetch_add(batch.leaving, Ordering::AcqRel);
@@ -123,7 +123,7 @@ impl Pageout {
         self.memory.driver.get().writes_ready();
     }
 
-    /// The batch finds no place. Where objects lie apart others may find one: they come first from now on.
+    /// The batch finds no place. Where stores keep objects apart, others may find one: they come first from now on.
     fn pass_over(&self, mut batch: Box<Batch>) {
         if self.only(&batch).is_some() {
             batch.pass_over(&self.memory);
@@ -162,7 +162,7 @@ impl Pageout {
                 let pages = batch.written(&self.memory.budget);
                 self.memory.counters.page_outs.add(pages);
                 self.memory.counters.store_writes.add(1);
-                // Memory has just come free. Were there none all the same, the next batch is shorter.
+                // Memory has just come free. If there is none all the same, the next batch is shorter.
                 let _ = batch.refill();
                 self.idle.lock().push(batch);
             }
@@ -174,8 +174,8 @@ impl Pageout {
         self.memory.budget.grant();
     }
 
-    /// A store has failed a write: the next store gets the batch as it is (R17), else its pages stay in memory. The store is
-    /// left alone for a while.
+    /// A store has failed a write: the next store gets the batch unchanged (R17), else its pages stay in memory. The
+    /// failed store is left alone for a while.
     fn fail_over(&self, mut batch: Box<Batch>, error: &std::io::Error) {
         self.memory.counters.errors.add(1);
         let failed = batch.backing();

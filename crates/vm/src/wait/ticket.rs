@@ -1,8 +1,8 @@
-//! A value that comes later: what an operation that cannot finish now leaves behind.
+//! Tickets: values that come later, for operations that cannot finish now.
 //!
-//! A [`Ticket`] is a future; whoever drives the VM decides what waiting means (parked requests in production, a
-//! seeded scheduler in the simulation). Dropping either side is fine: a value nobody waits for is dropped, and a
-//! ticket whose sender is gone answers `None`.
+//! A [`Ticket`] is a future; the VM's driver decides how operations wait (parked requests in production, a seeded
+//! scheduler in the simulation). Either side may be dropped: the value of a dropped ticket is dropped, and a ticket
+//! whose sender is gone resolves to `None`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,13 +29,13 @@ pub(crate) struct Sender<T: 'static>(Ref<Pending<T>>)
 where
     Pending<T>: RefCounted;
 
-/// Resolves to what the sender sent, or `None` when it was dropped without sending.
+/// Resolves to the value sent, or to `None` when its sender was dropped without sending.
 #[derive(Debug)]
 pub(crate) struct Ticket<T: 'static>(Ref<Pending<T>>)
 where
     Pending<T>: RefCounted;
 
-/// A ticket and who completes it.
+/// A ticket and its sender.
 ///
 /// # Errors
 /// When there is no memory for them.
@@ -51,8 +51,8 @@ impl<T> Sender<T>
 where
     Pending<T>: RefCounted,
 {
-    /// Hands over the value. The waker runs on the caller's stack and may do no more than make a task runnable:
-    /// memory comes free, and so tickets complete, under locks too.
+    /// Hands over the value. The waker runs on the caller's stack and may only make a task runnable: memory comes free,
+    /// and so tickets complete, under locks too.
     pub(crate) fn send(self, value: T) {
         self.finish(State::Ready(value));
     }

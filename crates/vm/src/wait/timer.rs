@@ -1,5 +1,6 @@
-//! Waiting for time. The VM has no clock of its own: the driver tells the time ([`crate::Signals::nanoseconds`]), is told
-//! when somebody waits for a later one ([`crate::Signals::alarm`]), and says when it has come ([`crate::Pager::tick`]).
+//! Waiting for time. The VM has no clock of its own: the driver tells the time ([`crate::Signals::nanoseconds`]), is
+//! told when an operation waits for a later one ([`crate::Signals::alarm`]), and reports its coming
+//! ([`crate::Pager::tick`]).
 
 use overspill_slab::kept;
 
@@ -20,39 +21,39 @@ struct Sleeper {
 /// Operations that wait for a time, in nanoseconds.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    /// The latest time that [`Timers::take_due`] was told: where there is no clock, time passes by that alone.
+    /// The latest time passed to [`Timers::take_due`]: where there is no clock, only that advances time.
     now: AtomicU64,
     /// A leaf lock.
     sleepers: Mutex<Vec<Sleeper>>,
 }
 
 impl Timers {
-    /// The time, given what the clock shows.
+    /// The time, given the clock's reading.
     pub(crate) fn now(&self, clock: u64) -> u64 {
         clock.max(self.now.load(Ordering::Relaxed))
     }
 
-    /// Something to wait for until `due`.
+    /// A ticket that completes at `due`.
     ///
     /// # Errors
-    /// [`VmError::NoMemory`] when there is none to wait with.
+    /// [`VmError::NoMemory`] when there is no memory for the ticket.
     pub(crate) fn sleep_until(&self, due: u64) -> Result<Ticket<()>, VmError> {
         let (sender, ticket) = ticket()?;
         self.sleepers.lock().push(Sleeper { due, wakes: Some(sender) });
         Ok(ticket)
     }
 
-    /// Has [`Timers::take_due`] say that pageout should look again at `due`.
+    /// Makes [`Timers::take_due`] return true at `due`: pageout should look again then.
     pub(crate) fn pageout_at(&self, due: u64) {
         self.sleepers.lock().push(Sleeper { due, wakes: None });
     }
 
-    /// When somebody is due next.
+    /// The time of the next sleeper.
     pub(crate) fn next(&self) -> Option<u64> {
         self.sleepers.lock().iter().map(|sleeper| sleeper.due).min()
     }
 
-    /// Wakes all whose time has come. Returns whether pageout is one of them.
+    /// Wakes all sleepers whose time has come. Returns true if pageout is one of them.
     pub(crate) fn take_due(&self, now: u64) -> bool {
         self.now.fetch_max(now, Ordering::Relaxed);
         let due: Vec<Sleeper> = self.sleepers.lock().extract_if(.., |sleeper| sleeper.due <= now).collect();

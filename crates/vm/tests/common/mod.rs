@@ -13,7 +13,7 @@ pub(crate) fn vm_on(store: Option<Arc<dyn Store>>) -> (Pager, Arc<Account>) {
     (vm, Account::new(1 << 20))
 }
 
-/// A VM that compresses nothing: a page takes a block and a little.
+/// A VM that compresses nothing: a page takes slightly more than a block.
 pub(crate) fn uncompressed_vm_on(store: Option<Arc<dyn Store>>) -> (Pager, Arc<Account>) {
     let mut config = VmConfig::new(8 << 20);
     config.method = Method::None;
