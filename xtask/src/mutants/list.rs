@@ -418,7 +418,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "wake-up",
         "pageout does not hear that a write has ended",
         PAGER,
-        "        // Pageout waited for this, or has come to rest meanwhile and is asked once more than it need be.\n        self.memory().driver.get().pageout_wanted();\n",
+        "        // Pageout waited for this write, or rests and is asked once more than necessary.\n        self.memory().driver.get().pageout_wanted();\n",
         "",
     ),
     fault(
