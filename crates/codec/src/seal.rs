@@ -40,14 +40,8 @@ impl Seal {
         }
     }
 
-    /// The body as it was before sealing, in place or in `scratch`; `None` when the mark does not match.
-    pub(crate) fn open<'a>(
-        self,
-        bound: Bound,
-        body: &'a [u8],
-        mark: [u8; Self::MARK],
-        _scratch: &'a mut [u8],
-    ) -> Option<&'a [u8]> {
+    /// The body as it was before sealing; `None` when the mark does not match.
+    pub(crate) fn open<'a>(self, bound: Bound, body: &'a [u8], mark: [u8; Self::MARK]) -> Option<&'a [u8]> {
         match self {
             Seal::Crc => (crc(bound, body).to_le_bytes() == mark).then_some(body),
         }

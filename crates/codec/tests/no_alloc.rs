@@ -1,47 +1,9 @@
 //! R35: encoding and decoding take no heap memory, checked by a counting allocator.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
 
+use counting::heap_calls;
 use overspill_codec::{Encoder, Grain, MAX_CLUSTER, Method, PAGE, decode};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system allocator unchanged; counting touches only a thread-local cell
-// without a destructor, which allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Heap calls of this thread, both ways, while `f` runs.
-fn heap_calls(f: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    f();
-    ALLOCATIONS.get() - before
-}
-
-#[test]
-fn the_counter_counts() {
-    assert_eq!(heap_calls(|| drop(std::hint::black_box(Box::new(1)))), 2);
-    assert_eq!(heap_calls(|| ()), 0);
-}
 
 #[test]
 fn encoding_and_decoding_allocate_nothing() {

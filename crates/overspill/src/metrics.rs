@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a metric counts.
+/// The unit of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Bytes.
@@ -70,7 +70,7 @@ pub struct Metric {
     pub name: &'static str,
     /// Where it is shown.
     pub group: Group,
-    /// What it counts.
+    /// Its unit.
     pub unit: Unit,
     /// Its label for people; two spaces before it say that it is a part of the one above.
     pub label: &'static str,
@@ -105,7 +105,7 @@ metrics! {
     Memory budget_bytes: u64, Bytes, "budget", "RAM that the daemon may use.";
     Memory rss_bytes: u64, Bytes, "resident set", "RAM that the daemon uses.";
     Memory rss_peak_bytes: u64, Bytes, "  peak", "The most RAM that the daemon used.";
-    Memory buffer_bytes: u64, Bytes, "buffers", "The budget's part for buffers of pageout, page-in and FUSE.";
+    Memory buffer_bytes: u64, Bytes, "buffers", "The budget's part for buffers of pageout, page-in and FUSE, and for the program itself.";
     Memory vm_limit_bytes: u64, Bytes, "pages and metadata may take", "The budget's part for pages and metadata.";
     Memory vm_used_bytes: u64, Bytes, "  in use", "Bytes that pages and metadata take, reservations included.";
     Memory metadata_bytes: u64, Bytes, "  metadata", "Bytes that metadata takes.";
@@ -124,7 +124,7 @@ metrics! {
     Store store_disk_free_bytes: u64, Bytes, "  disk free", "Bytes that its disk could still give.";
     Store store_writes: u64, Count, "writes", "Write requests to the store.";
     Store store_reads: u64, Count, "reads", "Read requests to the store.";
-    Store errors: u64, Count, "errors", "Failed requests to the store, and damaged clusters.";
+    Store errors: u64, Count, "errors", "Failed requests to the store or a source, and damaged clusters.";
     Paging compressed_pages: u64, Pages, "compressed", "Pages that went to compressed memory.";
     Paging recompressed_pages: u64, Pages, "  recompressed", "Pages of them that an idle core compressed again, smaller.";
     Paging bypassed_pages: u64, Pages, "bypassed", "Pages that went to the store uncompressed, because it outran the compressor.";

@@ -95,7 +95,7 @@ pub trait Space: Send + Sync {
     /// Blocks. Returns true if there is more to do at once.
     fn maintain(&self, pressure: bool) -> bool;
 
-    /// What the space holds now. Cheap; may ask the disk.
+    /// Counts of blocks and bytes. Cheap; may ask the disk.
     fn usage(&self) -> Usage;
 }
 

@@ -24,7 +24,7 @@ impl Counter {
 pub(crate) struct Counters {
     resident_pages: AtomicI64,
     dirty_pages: AtomicI64,
-    stored_pages: AtomicI64,
+    clustered_pages: AtomicI64,
     /// Bytes given to readers and taken from writers.
     pub(crate) served: Counter,
     /// Bytes copied for that within this process: to and from frames, encoded and decoded, into batches (R30).
@@ -43,7 +43,7 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn adjust(&self, resident: i64, dirty: i64, stored: i64) {
         for (gauge, by) in
-            [(&self.resident_pages, resident), (&self.dirty_pages, dirty), (&self.stored_pages, stored)]
+            [(&self.resident_pages, resident), (&self.dirty_pages, dirty), (&self.clustered_pages, stored)]
         {
             if by != 0 {
                 gauge.fetch_add(by, Ordering::Relaxed);
@@ -65,8 +65,8 @@ impl Counters {
         read(&self.dirty_pages)
     }
 
-    pub(crate) fn stored_pages(&self) -> usize {
-        read(&self.stored_pages)
+    pub(crate) fn clustered_pages(&self) -> usize {
+        read(&self.clustered_pages)
     }
 }
 

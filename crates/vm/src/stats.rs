@@ -72,7 +72,7 @@ impl VmStats {
             dirty_bytes: c.dirty_pages() * PAGE,
             compressed_bytes: memory.compressed.bytes(),
             compressed_page_bytes,
-            stored_page_bytes: (c.stored_pages() * PAGE).saturating_sub(compressed_page_bytes),
+            stored_page_bytes: (c.clustered_pages() * PAGE).saturating_sub(compressed_page_bytes),
             stored_bytes: memory.stored_bytes(),
             stored_live_bytes: memory.stored_live_bytes(),
             served_bytes: c.served.get(),

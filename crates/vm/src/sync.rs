@@ -28,7 +28,7 @@ pub(crate) mod rank {
     /// The recompressor's position in compressed memory.
     pub(crate) const COLD: u8 = 4;
     /// An extent's place.
-    pub(crate) const PLACE: u8 = 5;
+    pub(crate) const LOCATION: u8 = 5;
     /// The queues of pages and of clusters.
     pub(crate) const QUEUES: u8 = 6;
     /// Waiters, fetches, requests, segments, timers; the store's allocator and the slabs come after.

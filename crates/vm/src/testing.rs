@@ -168,7 +168,7 @@ pub fn check(pager: &Pager, objects: &[&Object]) {
             }
             state.check();
             resident += state.resident().count_ones() as usize;
-            stored += state.stored().count_ones() as usize;
+            stored += state.clustered().count_ones() as usize;
             dirty += (state.dirty() | state.writing()).count_ones() as usize;
             for bytes in state.bytes() {
                 if seen_bytes.insert(bytes.as_slice().as_ptr()) {
@@ -202,7 +202,7 @@ pub fn check(pager: &Pager, objects: &[&Object]) {
     assert!(stats.charged_bytes <= most + stats.metadata_bytes, "over budget: {stats:?}");
     assert_eq!(stats.resident_bytes, resident * PAGE, "resident pages");
     assert_eq!(stats.dirty_bytes, dirty * PAGE, "dirty pages");
-    assert_eq!(pager.pagein.memory.counters.stored_pages(), stored, "pages in clusters");
+    assert_eq!(pager.pagein.memory.counters.clustered_pages(), stored, "pages in clusters");
     // When three forks give up pages one after the other, some pages are counted dead only once one fork alone is left.
     let live = stored_live_bytes(objects);
     assert!(stats.stored_live_bytes >= live, "living bytes of the store: {live} are, {stats:?}");

@@ -186,7 +186,7 @@ fn pages_are_installed_and_lent_without_a_copy() {
     assert_eq!(vm.stats().copied_bytes, before, "nothing was copied");
     let bytes: Vec<u8> = lent.slices().flatten().copied().collect();
     assert_eq!((bytes.len(), lent.len(), bytes[0], bytes[3 * PAGE - 1]), (3 * PAGE, 3 * PAGE, 1, 4));
-    // What is lent stays as it was, whatever is written (R28), and lies in the store by then.
+    // Lent bytes stay as they were, though the page is written anew and evicted meanwhile (R28).
     write(&vm, &object, 10, 77);
     evict_all(&vm);
     assert_eq!(lent.slices().flatten().copied().collect::<Vec<u8>>(), bytes);
@@ -209,6 +209,13 @@ fn frames_that_the_account_refuses_go_free() {
     assert_eq!(object.install(14, frames, Allowance::Normal), Err((3, VmError::NoSpace)));
     assert_eq!((object.pages(), account.used()), (3, 3));
     check(&vm, &[&object]);
+    let mut frames = block_on(&vm, vm.frames(4)).unwrap();
+    for (fill, frame) in (1..).zip(frames.slices_mut()) {
+        frame.fill(fill);
+    }
+    // A transfer came short: the first frames are kept.
+    frames.truncate(2);
+    assert_eq!(frames.slices_mut().map(|frame| frame[0]).collect::<Vec<_>>(), [1, 2]);
     assert!(block_on(&vm, vm.frames(100_000)).is_err());
 }
 

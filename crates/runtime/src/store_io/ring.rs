@@ -83,8 +83,7 @@ const WRITE: u32 = u32::MAX;
 
 impl<'a> StoreClient<'a> {
     fn new(pager: &'a Pager, wakeups: &'a Wakeups, ring: &mut Ring) -> std::io::Result<StoreClient<'a>> {
-        let file = |store: &dyn Store| store.direct(0, 0).map(|(fd, _)| ring.add_file(fd)).transpose();
-        let mut file = file;
+        let mut file = |store: &dyn Store| store.direct(0, 0).map(|(fd, _)| ring.add_file(fd)).transpose();
         let files: std::io::Result<Vec<_>> = pager.stores().map(|(_, store)| file(&**store)).collect();
         Ok(StoreClient { pager, wakeups, files: files?, reads: Default::default(), write: None })
     }

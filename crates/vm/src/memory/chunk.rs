@@ -147,7 +147,7 @@ impl Drop for Chunk {
         }
         state.bytes.clear();
         state.clusters.clear();
-        self.memory.counters.adjust(-gauges.resident, -gauges.dirty, -gauges.stored);
+        self.memory.counters.adjust(-gauges.resident, -gauges.dirty, -gauges.clustered);
         self.account.uncharge(existing);
         self.memory.budget.uncharge_metadata(CHUNK_COST);
     }
@@ -190,7 +190,7 @@ impl Drop for ChunkGuard<'_> {
             self.chunk.memory.counters.adjust(
                 now.resident - self.before.resident,
                 now.dirty - self.before.dirty,
-                now.stored - self.before.stored,
+                now.clustered - self.before.clustered,
             );
         }
     }

@@ -166,7 +166,7 @@ impl Extent {
         matches!(&*self.location(), Location::Store(of, _) if Ref::ptr_eq(of, segment))
     }
 
-    pub(crate) fn location(&self) -> MutexGuard<'_, Location, { rank::PLACE }> {
+    pub(crate) fn location(&self) -> MutexGuard<'_, Location, { rank::LOCATION }> {
         self.location.lock()
     }
 

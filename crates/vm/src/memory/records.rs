@@ -128,7 +128,7 @@ pub(crate) const SEGMENT_COST: usize = size_of::<Segment>() + 32;
 #[derive(Debug)]
 pub(crate) struct Extent {
     /// A leaf lock, but for the queues of compressed memory.
-    pub(super) location: Mutex<Location, { rank::PLACE }>,
+    pub(super) location: Mutex<Location, { rank::LOCATION }>,
     pub(super) encoded: Encoded,
     /// Part of every seal, so that another cluster's bytes are not taken for this one's. Never used twice.
     pub(super) tag: u64,

@@ -42,7 +42,7 @@ pub(crate) enum Where<'a> {
     /// Nowhere: the page reads as zeros.
     Zero,
     /// In this extent.
-    Stored(&'a Ref<Extent>),
+    Cluster(&'a Ref<Extent>),
     /// In the object's source.
     Source,
     /// Gone.
@@ -84,7 +84,7 @@ pub(crate) enum Unwritten {
 pub(super) struct Gauges {
     pub(super) resident: i64,
     pub(super) dirty: i64,
-    pub(super) stored: i64,
+    pub(super) clustered: i64,
 }
 
 impl ChunkState {
@@ -100,13 +100,13 @@ impl ChunkState {
     }
 
     /// Pages that lie in a cluster.
-    pub(crate) fn stored(&self) -> PageSet {
+    pub(crate) fn clustered(&self) -> PageSet {
         self.clusters.iter().fold(0, |set, cluster| set | cluster.live)
     }
 
     /// Pages that are charged to the account: neither absent nor in the source only.
     pub(crate) fn existing(&self) -> PageSet {
-        self.resident() | self.states.all(State::Zero) | self.states.all(State::Lost) | self.stored()
+        self.resident() | self.states.all(State::Zero) | self.states.all(State::Lost) | self.clustered()
     }
 
     /// Pages that are in the source only.
@@ -139,7 +139,7 @@ impl ChunkState {
         Gauges {
             resident: i64::from(self.resident().count_ones()),
             dirty: i64::from((self.dirty() | self.writing()).count_ones()),
-            stored: i64::from(self.stored().count_ones()),
+            clustered: i64::from(self.clustered().count_ones()),
         }
     }
 
@@ -155,7 +155,7 @@ impl ChunkState {
         } else if self.states.all(State::Lost) & bit != 0 {
             Where::Lost
         } else if let Some(cluster) = self.clusters.iter().find(|cluster| cluster.live & bit != 0) {
-            Where::Stored(&cluster.extent)
+            Where::Cluster(&cluster.extent)
         } else if self.sourced() & bit != 0 {
             Where::Source
         } else {
@@ -219,7 +219,7 @@ impl ChunkState {
         let before = match self.page(page) {
             _ if whole => &[],
             Where::Lost => return Err(Unwritten::Failed(VmError::Lost)),
-            Where::Stored(extent) => match base.filter(|base| base.origin.is_extent(extent)) {
+            Where::Cluster(extent) => match base.filter(|base| base.origin.is_extent(extent)) {
                 Some(base) => base.bytes,
                 None => return Err(Unwritten::Needs(Origin::Extent(extent.clone()))),
             },
@@ -381,17 +381,17 @@ impl ChunkState {
     /// # Panics
     /// When one does not hold.
     pub(crate) fn check(&self) {
-        let stored = self.stored();
+        let clustered = self.clustered();
         let apart = [State::Zero, State::Lost, State::Sourced, State::Dirty, State::Writing];
         for state in apart {
-            assert_eq!(self.states.all(state) & stored, 0, "{state:?} is in no cluster: {self:?}");
+            assert_eq!(self.states.all(state) & clustered, 0, "{state:?} is in no cluster: {self:?}");
         }
-        assert_eq!(self.states.all(State::Clean) & !stored, 0, "clean is in a cluster: {self:?}");
+        assert_eq!(self.states.all(State::Clean) & !clustered, 0, "clean is in a cluster: {self:?}");
         assert!(self.going_out || self.writing() == 0, "{self:?}");
         assert_eq!(self.bytes.len(), self.resident().count_ones() as usize, "{self:?}");
         assert_eq!(self.queue == NOT_QUEUED, self.resident() == 0, "queued when resident: {self:?}");
         let sum: u32 = self.clusters.iter().map(|cluster| cluster.live.count_ones()).sum();
-        assert_eq!(sum, stored.count_ones(), "clusters do not overlap: {self:?}");
+        assert_eq!(sum, clustered.count_ones(), "clusters do not overlap: {self:?}");
         for cluster in &self.clusters {
             assert_eq!(cluster.live & !cluster.extent.pages(), 0, "live pages are in the extent: {self:?}");
         }

@@ -113,7 +113,7 @@ impl Object {
                         continue;
                     }
                 },
-                Where::Stored(extent) => match here.filter(|base| base.origin.is_extent(extent)) {
+                Where::Cluster(extent) => match here.filter(|base| base.origin.is_extent(extent)) {
                     Some(base) => Content::Decoded(base.bytes),
                     None => {
                         let (first, set) = missing.get_or_insert_with(|| (extent.clone(), 0));

@@ -220,7 +220,7 @@ impl Object {
             && match self.tree.read().get(piece.chunk) {
                 None => self.sourced(piece.chunk) & 1 << page != 0,
                 Some(chunk) => {
-                    matches!(chunk.lock().page(page), Where::Bytes(_) | Where::Stored(_) | Where::Source)
+                    matches!(chunk.lock().page(page), Where::Bytes(_) | Where::Cluster(_) | Where::Source)
                 }
             };
         if !has_bytes {

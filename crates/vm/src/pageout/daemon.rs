@@ -1,6 +1,6 @@
 //! The pageout daemon: it steps until enough memory is free.
 
-use super::state::{Outcome, Pageout, SCAN, Search};
+use super::state::{Outcome, Pageout, SCAN, SHARE, Search};
 use crate::error::VmError;
 use crate::revoke;
 use crate::sync::atomic::Ordering;
@@ -84,7 +84,7 @@ impl Pageout {
         let mut outcomes = [evicted, Outcome::Nothing];
         // Before compressed memory has its share, only if a whole scan of the pages found none to evict.
         let looked_at_all = search.in_vain > memory.queues.lock().len();
-        let full = evicted != Outcome::Bypassed && self.holds_more_than(30);
+        let full = evicted != Outcome::Bypassed && self.holds_more_than(SHARE);
         if memory.is_eager() || looked_at_all || evicted == Outcome::Moved || full {
             outcomes[1] = self.write_out();
         }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::batch::{Batch, Item};
 use super::route::{Encoding, Load, Route};
-use super::state::{Outcome, Packer, Pageout, SCAN};
+use super::state::{FULL, OVERFULL, Outcome, Packer, Pageout, SCAN};
 use crate::memory::bytes::Bytes;
 use crate::memory::chunk::ChunkHandle as _;
 use crate::memory::queue::Victim;
@@ -71,10 +71,10 @@ impl Pageout {
         packer.refill();
         let load = Load {
             has_store: self.has_store(),
-            full: self.holds_more_than(29),
-            overfull: self.holds_more_than(31),
+            full: self.holds_more_than(FULL),
+            overfull: self.holds_more_than(OVERFULL),
             has_waiters: false,
-            holds_raw: self.holds_raw,
+            holds_incompressible: self.holds_incompressible,
         };
         let mut haul = Haul::default();
         for _ in 0..SCAN {
@@ -132,14 +132,14 @@ impl Pageout {
     fn clean(&self, packer: &mut Packer, cleaning: Cleaning, load: Load, haul: &mut Haul) -> bool {
         let Cleaning { chunk, pages, bytes, cost } = cleaning;
         let raw = load.may_bypass() && self.pace.skips_packing();
-        let encoding = if raw { Encoding::Raw } else { Encoding::Compressed };
+        let encoding = if raw { Encoding::Uncompressed } else { Encoding::Compressed };
         let tag = self.memory.next_tag();
         let (grain, list) = (Grain::for_pages(bytes.len()), bytes.iter().map(Bytes::as_slice));
         let driver = self.memory.driver.get();
         let began = driver.nanoseconds();
         let Packer { encoder, extents } = packer;
         let (encoded, payload) = match encoding {
-            Encoding::Raw => encoder.encode_uncompressed(tag, grain, list),
+            Encoding::Uncompressed => encoder.encode_uncompressed(tag, grain, list),
             Encoding::Compressed => encoder.encode(tag, grain, list),
         };
         if encoding == Encoding::Compressed {
@@ -150,11 +150,11 @@ impl Pageout {
         drop(bytes);
         let route = load.route(payload.len(), cost);
         let fresh = Fresh { chunk, pages, cost, encoded, tag, payload };
-        if matches!(route, Route::Hold | Route::HoldRaw)
+        if matches!(route, Route::Hold | Route::HoldIncompressible)
             && let Some(freed) = self.hold(&fresh, extents)
         {
             haul.freed += freed;
-            haul.moved |= route == Route::HoldRaw;
+            haul.moved |= route == Route::HoldIncompressible;
             return true;
         }
         self.add_to_batch(fresh, encoding, haul)
@@ -197,7 +197,7 @@ impl Pageout {
             return false;
         };
         batch.push(object, Item::Fresh { chunk, pages, encoded, tag }, payload, cost);
-        if encoding == Encoding::Raw {
+        if encoding == Encoding::Uncompressed {
             haul.bypassed = true;
             self.memory.counters.bypassed.add(u64::from(pages.count_ones()));
         }

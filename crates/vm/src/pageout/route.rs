@@ -12,7 +12,7 @@ pub(super) struct Load {
     /// Writers wait for memory.
     pub(super) has_waiters: bool,
     /// Incompressible clusters may stay in compressed memory while it has room.
-    pub(super) holds_raw: bool,
+    pub(super) holds_incompressible: bool,
 }
 
 /// How a cluster is encoded.
@@ -20,7 +20,7 @@ pub(super) struct Load {
 pub(super) enum Encoding {
     Compressed,
     /// Uncompressed, past compressed memory: writers wait, and the store is faster than the compressor.
-    Raw,
+    Uncompressed,
 }
 
 /// Where an encoded cluster goes.
@@ -29,7 +29,7 @@ pub(super) enum Route {
     /// To compressed memory: it takes less there than its pages.
     Hold,
     /// To compressed memory, though it takes as much as before: it awaits its turn there.
-    HoldRaw,
+    HoldIncompressible,
     /// To the store at once.
     Send,
     /// Not now: its pages stay dirty.
@@ -49,8 +49,8 @@ impl Load {
             return Route::Hold;
         }
         // A raw cluster takes as much as before, and compressible ones hold more pages in the same memory.
-        if self.holds_raw && !self.full && payload <= cost + cost / 64 {
-            return Route::HoldRaw;
+        if self.holds_incompressible && !self.full && payload <= cost + cost / 64 {
+            return Route::HoldIncompressible;
         }
         if self.has_store { Route::Send } else { Route::Later }
     }
@@ -60,8 +60,13 @@ impl Load {
 mod tests {
     use super::*;
 
-    const EMPTY: Load =
-        Load { has_store: true, full: false, overfull: false, has_waiters: false, holds_raw: true };
+    const EMPTY: Load = Load {
+        has_store: true,
+        full: false,
+        overfull: false,
+        has_waiters: false,
+        holds_incompressible: true,
+    };
 
     #[test]
     fn clusters_that_save_a_ninth_are_held_however_full_memory_is() {
@@ -75,10 +80,10 @@ mod tests {
     #[test]
     fn raw_clusters_wait_in_memory_only_while_it_has_room() {
         let raw = |load: Load| load.route(65 << 10, 64 << 10);
-        assert_eq!(raw(EMPTY), Route::HoldRaw);
+        assert_eq!(raw(EMPTY), Route::HoldIncompressible);
         assert_eq!(raw(Load { full: true, ..EMPTY }), Route::Send);
-        assert_eq!(raw(Load { holds_raw: false, ..EMPTY }), Route::Send);
-        assert_eq!(raw(Load { holds_raw: false, has_store: false, ..EMPTY }), Route::Later);
+        assert_eq!(raw(Load { holds_incompressible: false, ..EMPTY }), Route::Send);
+        assert_eq!(raw(Load { holds_incompressible: false, has_store: false, ..EMPTY }), Route::Later);
         // Bytes that a fork shows too are not freed: a copy gains nothing.
         assert_eq!(EMPTY.route(65 << 10, 32 << 10), Route::Send);
     }

@@ -18,6 +18,15 @@ use crate::sync::{Arc, Mutex, rank};
 /// Chunks that one step checks.
 pub(super) const SCAN: usize = 64;
 
+/// Shares of compressed memory in what metadata and the room for writers leave, in 32nds. From this one on,
+/// incompressible clusters go to a store.
+pub(super) const FULL: usize = 29;
+/// From this one on, the oldest clusters are written out.
+pub(super) const SHARE: usize = 30;
+/// From this one on, no cluster bypasses compression. While clusters do, one in sixteen is still held and none is written
+/// out: they would take the rest of memory bit by bit.
+pub(super) const OVERFULL: usize = 31;
+
 /// Extents that an encoder has set aside: as many as a step may need.
 const EXTENTS: usize = SCAN;
 
@@ -86,7 +95,7 @@ pub(crate) struct Pageout {
     pub(super) memory: Arc<Memory>,
     pub(super) pagein: Arc<PageIn>,
     /// Incompressible clusters may stay in compressed memory while it has room. Off without store or compression.
-    pub(super) holds_raw: bool,
+    pub(super) holds_incompressible: bool,
     /// The stepping thread's lock; the thread may then take `packer`.
     pub(super) search: Mutex<Search, { rank::SEARCH }>,
     pub(super) packer: Mutex<Packer, { rank::PACKER }>,
@@ -123,7 +132,7 @@ impl Pageout {
         let idle: Result<Vec<_>, VmError> =
             (0..count).map(|_| Batch::new(layout.batch_bytes).map(Box::new)).collect();
         Ok(Pageout {
-            holds_raw: has_store && layout.method != Method::None,
+            holds_incompressible: has_store && layout.method != Method::None,
             memory,
             pagein: pagein.clone(),
             search: Mutex::default(),
