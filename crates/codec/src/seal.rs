@@ -41,7 +41,7 @@ impl Seal {
     }
 
     /// The body as it was before sealing; `None` when the mark does not match.
-    pub(crate) fn open<'a>(self, bound: Bound, body: &'a [u8], mark: [u8; Self::MARK]) -> Option<&'a [u8]> {
+    pub(crate) fn open(self, bound: Bound, body: &[u8], mark: [u8; Self::MARK]) -> Option<&[u8]> {
         match self {
             Seal::Crc => (crc(bound, body).to_le_bytes() == mark).then_some(body),
         }
