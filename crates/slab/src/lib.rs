@@ -1,11 +1,11 @@
 //! A slab allocator for user space: object caches as in Bonwick's papers and in x15.
 //!
 //! ```text
-//!   Cache<T>, ObjectCache        alloc ▼                          ▲ free
-//!   cpu      magazines: one loaded per CPU (rseq) or per thread      no lock
-//!   depot    filled magazines, empty magazines                       one lock
-//!   slabs    runs of pages cut into equal buffers                    another, below it
-//!   source   an [`Arena`] that imports spans from a [`PageSource`]
+//!   cache/   Cache<T>, ObjectCache     alloc ▼                       ▲ free
+//!   cpu/     magazines: one loaded per CPU (rseq) or per thread      no lock
+//!            depot: filled magazines, empty magazines                one lock
+//!   slabs/   runs of pages cut into equal buffers                    another, below it
+//!   pages/   an [`Arena`] that imports spans from a [`PageSource`]
 //! ```
 //! - All objects of a cache have one size, alignment and constructor. The constructor runs when an object enters a
 //!   slab, not when it is allocated: an object is reused in the state in which it was freed (R42).
@@ -27,44 +27,32 @@
 //! # }
 //! ```
 
-mod arena;
-mod blocks;
 mod cache;
-mod counted;
 mod cpu;
-mod depot;
-mod geometry;
-mod guard;
-pub mod inject;
-mod list;
-mod pagemap;
-mod raw;
-mod reap;
+mod debug;
+mod info;
+mod options;
+mod pages;
 mod registry;
-mod report;
-mod reserve;
-
-mod slab;
 pub mod slabinfo;
-pub mod source;
+mod slabs;
 mod sync;
-mod trace;
-mod typed;
-mod verify;
 
-pub use arena::{Arena, ArenaInfo, global};
-pub use blocks::Block;
-pub use cache::{ObjectCache, Options};
-pub use counted::{Counted, Ref, RefCounted, RefReserve, WeakRef};
+pub use cache::blocks::Block;
+pub use cache::counted::{Counted, Ref, RefCounted, RefReserve, WeakRef};
+pub use cache::layers::REAP_INTERVAL;
+pub use cache::object::ObjectCache;
+pub use cache::reserve::Reserve;
+pub use cache::typed::{Cache, Kept, Own, Slot};
 pub use cpu::{CpuMode, choose_cpu_mode, cpu_mode};
-pub use guard::install_fault_reports;
-pub use raw::REAP_INTERVAL;
+pub use debug::guard::install_fault_reports;
+pub use debug::inject;
+pub use debug::report::{Fault, Report, set_fault_handler};
+pub use debug::verify::Leak;
+pub use options::Options;
+pub use pages::arena::{Arena, ArenaInfo, global};
+pub use pages::source::{self, PageSource};
 pub use registry::reap_all;
-pub use report::{Fault, Report, set_fault_handler};
-pub use reserve::Reserve;
-pub use source::PageSource;
-pub use typed::{Cache, Kept, Own, Slot};
-pub use verify::Leak;
 
 /// Bytes of a page. Page sources hand out whole pages.
 pub const PAGE: usize = 4096;

@@ -3,6 +3,7 @@
 //! Per CPU where the C library registered restartable sequences, else per thread (see [`CpuMode`]). Both keep magazines
 //! in [`Slot`]s. They differ in how a thread finds its slot, and in how a reaper keeps the owner out of a slot.
 
+pub(crate) mod depot;
 mod magazine;
 #[cfg(all(target_arch = "x86_64", not(feature = "shuttle")))]
 mod rseq;

@@ -1,4 +1,4 @@
-//! Call traces, and the tag behind each object of a verified cache.
+//! Call traces.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -55,8 +55,7 @@ impl fmt::Display for Trace {
                 named = true;
                 let name = format!("{name:#}");
                 // Frames of this crate and of the tracer say nothing about the fault.
-                let ours =
-                    ["backtrace::", "<overspill_slab::", "overspill_slab::trace", "overspill_slab::raw"];
+                let ours = ["backtrace::", "<overspill_slab::", "overspill_slab::"];
                 if result.is_ok() && !ours.iter().any(|module| name.starts_with(module)) {
                     result = writeln!(f, "    {frame:#x} {name}");
                 }
@@ -67,32 +66,5 @@ impl fmt::Display for Trace {
             }
         }
         Ok(())
-    }
-}
-
-/// The record behind each object of a verified cache, after its red zone.
-#[derive(Debug)]
-pub(crate) struct Tag {
-    /// A state below, mixed with the tag's address so that a copied tag is detected.
-    pub(crate) state: u64,
-    pub(crate) allocated: Trace,
-    pub(crate) freed: Trace,
-}
-
-pub(crate) const ALLOCATED: u64 = 0xa110_ca7e_d0b1_ec75;
-pub(crate) const FREE: u64 = 0xf4ee_b0f4_0b1e_c75f;
-
-/// Least bytes of red zone behind an object.
-const RED: usize = 8;
-
-impl Tag {
-    /// Offset of the tag from the start of an object of this size.
-    pub(crate) const fn behind(size: usize) -> usize {
-        (size + RED).next_multiple_of(align_of::<Tag>())
-    }
-
-    /// Bytes that a buffer needs behind an object of this size.
-    pub(crate) const fn room(size: usize) -> usize {
-        Tag::behind(size) - size + size_of::<Tag>()
     }
 }

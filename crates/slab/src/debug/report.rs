@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::sync::OnceLock;
 
-use crate::trace::Trace;
+use super::trace::Trace;
 
 /// Kinds of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

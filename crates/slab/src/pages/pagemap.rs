@@ -6,7 +6,7 @@
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::source;
+use super::source;
 
 /// Bits of an address in user space; higher addresses have no entry.
 const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };

@@ -4,10 +4,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use crate::raw::Constructor;
-use crate::reserve::Reserve;
-use crate::slabinfo::CacheInfo;
-use crate::{ObjectCache, Options, OutOfMemory};
+use super::object::ObjectCache;
+use super::reserve::Reserve;
+use crate::OutOfMemory;
+use crate::info::CacheInfo;
+use crate::options::{Constructor, Options};
 
 /// A cache of `T`s.
 ///
@@ -94,9 +95,12 @@ impl<T> Cache<T> {
     /// When the cache has no constructor.
     #[inline]
     pub fn get(&self) -> Result<Slot<'_, T>, OutOfMemory> {
-        let raw = self.objects.raw()?;
-        assert!(raw.config.constructor.is_some(), "a cache without a constructor has no objects to get");
-        Ok(Slot { object: raw.alloc()?.cast(), cache: self })
+        let layers = self.objects.layers()?;
+        assert!(
+            layers.slabs.options.constructor.is_some(),
+            "a cache without a constructor has no objects to get"
+        );
+        Ok(Slot { object: layers.alloc()?.cast(), cache: self })
     }
 
     /// Sets `n` objects aside; the reserve hands them out without failing.

@@ -6,7 +6,9 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use crate::{Cache, OutOfMemory};
+use super::reserve::Reserve;
+use super::typed::Cache;
+use crate::OutOfMemory;
 
 /// A value and its reference counts: an object of the cache of a [`RefCounted`] type.
 pub struct Counted<T> {
@@ -255,7 +257,7 @@ where
 }
 
 /// Objects set aside for values to come: [`RefReserve::make`] cannot fail while some are left.
-pub struct RefReserve<T: RefCounted>(crate::Reserve<'static>, std::marker::PhantomData<fn(T)>);
+pub struct RefReserve<T: RefCounted>(Reserve<'static>, std::marker::PhantomData<fn(T)>);
 
 impl<T: RefCounted> fmt::Debug for RefReserve<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

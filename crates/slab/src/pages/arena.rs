@@ -8,9 +8,9 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use crate::list::{Linked, Links, List};
-use crate::pagemap::PageMap;
-use crate::source::{self, PageSource, System};
+use super::list::{Linked, Links, List};
+use super::pagemap::PageMap;
+use super::source::{self, PageSource, System};
 use crate::sync::Leaf;
 use crate::{OutOfMemory, PAGE};
 
@@ -410,8 +410,8 @@ impl<S: PageSource> Drop for Arena<S> {
 
 #[cfg(test)]
 mod tests {
+    use super::source::{Faulty, Limited};
     use super::*;
-    use crate::source::{Faulty, Limited};
 
     fn pages(n: usize) -> Layout {
         Layout::from_size_align(n * PAGE, PAGE).unwrap()

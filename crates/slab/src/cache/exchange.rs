@@ -1,14 +1,16 @@
-//! The depot: magazines that no CPU has, and the slow paths that exchange them.
+//! The slow paths, which exchange magazines between CPU layer and depot.
 //!
 //! Objects move a magazine at a time: from the slabs into a magazine, through the depot, and back. Magazines are
 //! allocated only on the free path; an allocation that finds none goes straight to the slabs, to avoid recursion (R43).
 
 use std::ptr::{NonNull, null_mut};
-use std::time::Instant;
+use std::sync::OnceLock;
 
+use super::layers::{Layers, MAGAZINES};
 use crate::OutOfMemory;
-use crate::cpu::{Magazine, nothing};
-use crate::raw::Raw;
+use crate::cpu::depot::Depot;
+use crate::cpu::{Magazine, Slot, nothing};
+use crate::slabs::layer::{InternalPlace, SlabLayer, internal};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 
@@ -17,99 +19,12 @@ const FILLED: usize = 16;
 /// Most empty magazines in a depot; more are freed.
 const EMPTY: usize = 16;
 
-/// A stack of magazines, linked through `next`.
-pub(crate) struct Stack {
-    top: *mut Magazine,
-    len: usize,
-}
-
-impl Stack {
-    pub(crate) const fn new() -> Self {
-        Stack { top: null_mut(), len: 0 }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// # Safety
-    /// The caller holds the magazine, and gives it away.
-    pub(crate) unsafe fn push(&mut self, magazine: *mut Magazine) {
-        // SAFETY: by contract.
-        unsafe { (*magazine).next = self.top };
-        self.top = magazine;
-        self.len += 1;
-    }
-
-    pub(crate) fn pop(&mut self) -> Option<*mut Magazine> {
-        let top = NonNull::new(self.top)?.as_ptr();
-        // SAFETY: a magazine on a stack is alive, and the stack holds it.
-        self.top = unsafe { (*top).next };
-        self.len -= 1;
-        Some(top)
-    }
-
-    /// Takes out the first magazine without objects.
-    pub(crate) fn pop_empty(&mut self) -> Option<*mut Magazine> {
-        let mut at = &raw mut self.top;
-        // SAFETY: as in `pop`; `at` points to `top` or to a magazine's `next`.
-        unsafe {
-            while let Some(here) = NonNull::new(*at) {
-                if Magazine::count(here.as_ptr()) == 0 {
-                    *at = (*here.as_ptr()).next;
-                    self.len -= 1;
-                    return Some(here.as_ptr());
-                }
-                at = &raw mut (*here.as_ptr()).next;
-            }
-        }
-        None
-    }
-
-    /// Every magazine, from the top. They stay on the stack.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = *mut Magazine> {
-        let mut at = self.top;
-        std::iter::from_fn(move || {
-            let here = NonNull::new(at)?.as_ptr();
-            // SAFETY: as in `pop`.
-            at = unsafe { (*here).next };
-            Some(here)
-        })
-    }
-}
-
-pub(crate) struct Depot {
-    pub(crate) filled: Stack,
-    pub(crate) empty: Stack,
-    /// Magazines filled from slabs, drained into slabs, and exchanged between slots and depot.
-    pub(crate) fills: u64,
-    pub(crate) drains: u64,
-    pub(crate) exchanges: u64,
-    pub(crate) last_reap: Option<Instant>,
-}
-
-// SAFETY: the depot holds the magazines on its stacks.
-unsafe impl Send for Depot {}
-
-impl Depot {
-    pub(crate) const fn new() -> Self {
-        Depot {
-            filled: Stack::new(),
-            empty: Stack::new(),
-            fills: 0,
-            drains: 0,
-            exchanges: 0,
-            last_reap: None,
-        }
-    }
-}
-
-impl Raw {
+impl Layers {
     /// Allocates an object when the loaded magazine is empty.
     #[cold]
     pub(crate) fn alloc_slow(&self) -> Result<NonNull<u8>, OutOfMemory> {
         if !self.cpu.is_on() {
-            return self.alloc_from_slabs();
+            return self.slabs.alloc();
         }
         loop {
             if let Some(object) = self.cpu.pop() {
@@ -118,7 +33,7 @@ impl Raw {
             let mut depot = self.depot.lock();
             let Some(here) = self.cpu.here() else {
                 drop(depot);
-                return self.alloc_from_slabs();
+                return self.slabs.alloc();
             };
             let slot = &self.cpu.slots()[here];
             let loaded = slot.loaded.load(Ordering::Relaxed);
@@ -155,7 +70,7 @@ impl Raw {
             drop(depot);
             return match array {
                 Some(array) => self.fill(array),
-                None => self.alloc_from_slabs(),
+                None => self.slabs.alloc(),
             };
         }
     }
@@ -164,7 +79,7 @@ impl Raw {
     ///
     /// # Safety
     /// The caller took `loaded` out of the slot, under the depot's lock.
-    unsafe fn retire(&self, depot: &mut Depot, slot: &crate::cpu::Slot, loaded: *mut Magazine) {
+    unsafe fn retire(&self, depot: &mut Depot, slot: &Slot, loaded: *mut Magazine) {
         let loaded = if loaded == nothing() { null_mut() } else { loaded };
         let previous = slot.previous.swap(loaded, Ordering::Relaxed);
         if !previous.is_null() {
@@ -189,7 +104,7 @@ impl Raw {
             let half = (*array).capacity as usize / 2;
             let room = std::slice::from_raw_parts_mut(Magazine::object(array, 0), half.max(1));
             room.fill(null_mut());
-            let got = self.take_from_slabs(room);
+            let got = self.slabs.take(room);
             Magazine::set_count(array, got.saturating_sub(1));
             let object = got.checked_sub(1).and_then(|last| NonNull::new(room[last]));
             let mut depot = self.depot.lock();
@@ -206,11 +121,11 @@ impl Raw {
     /// Frees an object when the loaded magazine is full.
     ///
     /// # Safety
-    /// As for [`Raw::free`].
+    /// As for [`Layers::free`].
     #[cold]
     pub(crate) unsafe fn free_slow(&self, object: NonNull<u8>) {
         if !self.cpu.is_on() {
-            return self.put_into_slabs(&[object.as_ptr()]);
+            return self.slabs.put(&[object.as_ptr()]);
         }
         let mut fresh: Option<*mut Magazine> = None;
         loop {
@@ -221,7 +136,7 @@ impl Raw {
             let mut depot = self.depot.lock();
             let Some(here) = self.cpu.here() else {
                 drop(depot);
-                self.put_into_slabs(&[object.as_ptr()]);
+                self.slabs.put(&[object.as_ptr()]);
                 break;
             };
             let slot = &self.cpu.slots()[here];
@@ -243,7 +158,7 @@ impl Raw {
                 match self.new_magazine() {
                     Some(array) => fresh = Some(array),
                     None => {
-                        self.put_into_slabs(&[object.as_ptr()]);
+                        self.slabs.put(&[object.as_ptr()]);
                         break;
                     }
                 }
@@ -277,7 +192,7 @@ impl Raw {
         if let Some(magazine) = full {
             // SAFETY: we popped it, so it is ours.
             unsafe {
-                self.put_into_slabs(Magazine::objects(magazine));
+                self.slabs.put(Magazine::objects(magazine));
                 Magazine::set_count(magazine, 0);
                 self.depot.lock().empty.push(magazine);
             }
@@ -286,4 +201,28 @@ impl Raw {
             self.drop_magazine(array);
         }
     }
+
+    /// Allocates a magazine of this cache's size; `None` for lack of memory.
+    pub(crate) fn new_magazine(&self) -> Option<*mut Magazine> {
+        let at = magazines(self.rounds)?.alloc().ok()?.cast::<Magazine>().as_ptr();
+        // SAFETY: allocated with room for `rounds` objects.
+        unsafe { Magazine::init(at, self.rounds) };
+        Some(at)
+    }
+
+    /// Frees an empty magazine that the caller holds.
+    pub(crate) fn drop_magazine(&self, magazine: *mut Magazine) {
+        if let (Some(cache), Some(at)) = (magazines(self.rounds), NonNull::new(magazine)) {
+            // `new_magazine` allocated it from this cache.
+            cache.put(&[at.as_ptr().cast()]);
+        }
+    }
+}
+
+/// The cache of magazines with so many rounds.
+fn magazines(rounds: usize) -> Option<&'static SlabLayer> {
+    static CACHES: [InternalPlace; 3] = [const { OnceLock::new() }; 3];
+    const NAMES: [&str; 3] = ["magazine 125", "magazine 61", "magazine 5"];
+    let i = MAGAZINES.iter().position(|(_, r)| *r == rounds)?;
+    internal(&CACHES[i], NAMES[i], Magazine::bytes(rounds)).ok()
 }

@@ -2,8 +2,10 @@
 
 use std::ptr::{NonNull, null_mut};
 
+use super::layers::Layers;
+use super::life::Lazy;
 use crate::OutOfMemory;
-use crate::raw::Raw;
+use crate::options::Options;
 
 /// Objects per link of a reserve.
 const LINK: usize = 62;
@@ -11,7 +13,7 @@ const LINK: usize = 62;
 /// Objects of a cache, set aside until they are taken or the reserve is dropped. The list of them lies outside the
 /// objects: constructed objects stay as they are.
 pub struct Reserve<'c> {
-    raw: &'c Raw,
+    layers: &'c Layers,
     top: *mut Link,
     left: usize,
     /// Links without objects. `fill` uses them again; drop frees them.
@@ -24,9 +26,8 @@ struct Link {
     objects: [*mut u8; LINK],
 }
 
-static LINKS: crate::ObjectCache = crate::ObjectCache::lazy(
-    crate::Options::new("reserve link", size_of::<Link>()).align(align_of::<Link>()),
-);
+static LINKS: Lazy = Lazy::new(Options::new("reserve link", size_of::<Link>()));
+const _: () = assert!(align_of::<Link>() == 8);
 
 // SAFETY: only the reserve has its objects and links; a cache is Sync.
 unsafe impl Send for Reserve<'_> {}
@@ -38,8 +39,8 @@ impl std::fmt::Debug for Reserve<'_> {
 }
 
 impl<'c> Reserve<'c> {
-    pub(crate) fn new(raw: &'c Raw, n: usize) -> Result<Self, OutOfMemory> {
-        let mut reserve = Reserve { raw, top: null_mut(), left: 0, spare: null_mut() };
+    pub(crate) fn new(layers: &'c Layers, n: usize) -> Result<Self, OutOfMemory> {
+        let mut reserve = Reserve { layers, top: null_mut(), left: 0, spare: null_mut() };
         reserve.fill(n)?;
         Ok(reserve)
     }
@@ -59,13 +60,13 @@ impl<'c> Reserve<'c> {
             if self.top.is_null() || unsafe { (*self.top).count } == LINK {
                 let link = match self.pop_spare() {
                     Some(link) => link.as_ptr(),
-                    None => LINKS.alloc()?.cast::<Link>().as_ptr(),
+                    None => LINKS.layers()?.alloc()?.cast::<Link>().as_ptr(),
                 };
                 // SAFETY: the link is ours alone.
                 unsafe { link.write(Link { next: self.top, count: 0, objects: [null_mut(); LINK] }) };
                 self.top = link;
             }
-            let object = self.raw.alloc()?;
+            let object = self.layers.alloc()?;
             // SAFETY: as above, and the link is not full.
             unsafe {
                 (*self.top).objects[(*self.top).count] = object.as_ptr();
@@ -108,11 +109,13 @@ impl Drop for Reserve<'_> {
     fn drop(&mut self) {
         while let Some(object) = self.take() {
             // SAFETY: allocated from this cache, and given to nobody else.
-            unsafe { self.raw.free(object) };
+            unsafe { self.layers.free(object) };
         }
         while let Some(link) = self.pop_spare() {
-            // SAFETY: allocated from `LINKS`, and used no more.
-            unsafe { LINKS.free(link.cast()) };
+            if let Ok(links) = LINKS.layers() {
+                // SAFETY: allocated from `LINKS`, and used no more.
+                unsafe { links.free(link.cast()) };
+            }
         }
     }
 }

@@ -1,8 +1,15 @@
 //! How the slabs of a cache are cut: pages, buffers, header, colours.
 
-use crate::slab::Slab;
-use crate::trace::Tag;
+use crate::debug::verify::Marks;
 use crate::{OutOfMemory, PAGE};
+
+/// Bytes of a slab's header before its bits.
+pub(crate) const HEADER: usize = 48;
+
+/// Bytes of a header for `objects` buffers, with a bit for each.
+pub(crate) const fn header_bytes(objects: usize) -> usize {
+    HEADER + objects.div_ceil(64) * size_of::<u64>()
+}
 
 /// A slab may waste one part in so many: smaller slabs fall empty, and so return to the source, more often.
 const TOLERATED: usize = 8;
@@ -47,7 +54,7 @@ impl Geometry {
             return Err(OutOfMemory);
         }
         let align = align.max(MIN_ALIGN);
-        let (front, back) = if verify { (align.max(16), Tag::room(size)) } else { (0, 0) };
+        let (front, back) = if verify { Marks::room(size, align) } else { (0, 0) };
         let buffer = (front + size.max(1) + back).next_multiple_of(align);
         let mut best: Option<(Self, usize)> = None;
         for pages in 1..=MAX_PAGES {
@@ -73,16 +80,16 @@ impl Geometry {
     /// Cuts a slab of `slab` bytes. Also returns the bytes, an off-slab header's included, that hold no buffer.
     fn cut(size: usize, align: usize, front: usize, buffer: usize, slab: usize) -> Option<(Self, usize)> {
         let off = (slab / buffer).min(OFF_SLAB_OBJECTS);
-        let mut on = ((slab - size_of::<Slab>()) / buffer).min(MAX_OBJECTS);
-        while on > 0 && on * buffer + Slab::bytes(on) > slab {
+        let mut on = ((slab - HEADER) / buffer).min(MAX_OBJECTS);
+        while on > 0 && on * buffer + header_bytes(on) > slab {
             on -= 1;
         }
         let lost = |objects: usize, header: usize| slab + header - objects * buffer;
         // On slab unless that loses more: it saves an allocation, and touches no other memory.
-        let (objects, header, lost) = if on > 0 && lost(on, 0) <= lost(off, Slab::bytes(OFF_SLAB_OBJECTS)) {
-            (on, Some(slab - Slab::bytes(on)), lost(on, 0))
+        let (objects, header, lost) = if on > 0 && lost(on, 0) <= lost(off, header_bytes(OFF_SLAB_OBJECTS)) {
+            (on, Some(slab - header_bytes(on)), lost(on, 0))
         } else {
-            (off, None, lost(off, Slab::bytes(OFF_SLAB_OBJECTS)))
+            (off, None, lost(off, header_bytes(OFF_SLAB_OBJECTS)))
         };
         if objects == 0 {
             return None;
@@ -100,6 +107,11 @@ impl Geometry {
             reciprocal: (1u64 << SHIFT).div_ceil(buffer as u64),
         };
         Some((geometry, lost))
+    }
+
+    /// Where the marks of a verified cache's objects lie.
+    pub(crate) fn marks(&self) -> Marks {
+        Marks { size: self.size, front: self.front }
     }
 
     /// The index of the buffer that contains this offset from the first one.
@@ -135,7 +147,7 @@ mod tests {
                     assert!(end <= g.header.unwrap_or(g.slab), "{g:?}");
                     assert!(
                         g.header
-                            .is_none_or(|at| at + Slab::bytes(g.objects) <= g.slab && at.is_multiple_of(8))
+                            .is_none_or(|at| at + header_bytes(g.objects) <= g.slab && at.is_multiple_of(8))
                     );
                     assert!(
                         g.slab.is_multiple_of(PAGE) && (g.objects == 1 || g.slab <= MAX_PAGES * PAGE),
@@ -155,7 +167,7 @@ mod tests {
     fn waste_is_small() {
         for size in (8..4096).step_by(8) {
             let g = Geometry::new(size, 8, false).unwrap();
-            let header = if g.header.is_none() { Slab::bytes(OFF_SLAB_OBJECTS) } else { 0 };
+            let header = if g.header.is_none() { header_bytes(OFF_SLAB_OBJECTS) } else { 0 };
             assert!((g.slab + header - g.objects * size) * 4 <= g.slab, "{g:?}");
         }
         assert_eq!(Geometry::new(1024, 8, false).unwrap().slab, PAGE);

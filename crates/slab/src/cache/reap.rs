@@ -7,12 +7,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::cpu::{Magazine, Slot};
-use crate::depot::Depot;
-use crate::raw::Raw;
-use crate::slab::{PAGES, Slab, Slabs};
+use super::layers::Layers;
+use crate::cpu::depot::Depot;
+use crate::cpu::{Magazine, Slot, nothing};
+use crate::info::CacheInfo;
+use crate::registry::Listed;
+use crate::slabs::lists::Slabs;
+use crate::slabs::slab::{PAGES, Slab};
 
-impl Raw {
+impl Layers {
     /// Releases empty slabs, unless the last reap is within the interval and not `force`. Returns their bytes.
     pub(crate) fn reap(&self, force: bool) -> usize {
         let interval = Duration::from_millis(self.interval.load(Ordering::Relaxed));
@@ -28,7 +31,7 @@ impl Raw {
         }
         self.reaps.fetch_add(1, Ordering::Relaxed);
         self.trim_depot();
-        self.release_empty()
+        self.slabs.release_empty()
     }
 
     /// Returns objects from magazines to their slabs where that empties the slab.
@@ -36,7 +39,7 @@ impl Raw {
         if !self.cpu.is_on() {
             return;
         }
-        let mut slabs = self.slabs.lock();
+        let mut slabs = self.slabs.slabs.lock();
         // SAFETY: the depot's lock is held.
         unsafe {
             let alone = self.cpu.with_all_held(|| self.flush_pinning(depot, &mut slabs));
@@ -75,7 +78,11 @@ impl Raw {
                     // Both fall together while a slab is flushed, so the answer is the same for all its objects.
                     if (*slab).in_use == (*slab).cached {
                         (*slab).cached -= 1;
-                        let put = slabs.put(self.this(), &self.geometry, NonNull::new_unchecked(object));
+                        let put = slabs.put(
+                            self.slabs.this(),
+                            &self.slabs.geometry,
+                            NonNull::new_unchecked(object),
+                        );
                         debug_assert!(put.is_ok());
                     } else {
                         objects[kept] = object;
@@ -112,7 +119,7 @@ impl Raw {
     pub(crate) fn flush(&self) {
         let mut depot = self.depot.lock();
         let slots = self.cpu.slots().iter();
-        let nothing = crate::cpu::nothing();
+        let nothing = nothing();
         let loaded = slots.flat_map(|slot| {
             [
                 slot.loaded.swap(nothing, Ordering::Relaxed),
@@ -125,7 +132,7 @@ impl Raw {
                 depot.filled.push(magazine);
             }
             while let Some(magazine) = depot.filled.pop() {
-                self.put_into_slabs(Magazine::objects(magazine));
+                self.slabs.put(Magazine::objects(magazine));
                 Magazine::set_count(magazine, 0);
                 depot.empty.push(magazine);
             }
@@ -133,27 +140,46 @@ impl Raw {
         drop(depot);
         self.trim_depot();
     }
+}
 
-    /// Releases empty slabs. Returns their bytes.
-    pub(crate) fn release_empty(&self) -> usize {
-        let mut detached = {
-            let mut slabs = self.slabs.lock();
-            let detached = slabs.empty.take();
-            slabs.slabs -= detached.len();
-            slabs.gone += detached.len();
-            detached
+impl Listed for Layers {
+    fn is_internal(&self) -> bool {
+        false
+    }
+
+    fn reap(&self, force: bool) -> usize {
+        self.reap(force)
+    }
+
+    fn info(&self) -> CacheInfo {
+        let depot = self.depot.lock();
+        let mut info = self.slabs.info();
+        let in_slots = || {
+            self.cpu
+                .slots()
+                .iter()
+                .flat_map(|slot| [slot.loaded.load(Ordering::Acquire), slot.previous.load(Ordering::Acquire)])
         };
-        let bytes = detached.len() * self.geometry.slab;
-        while let Some(slab) = detached.pop_front() {
-            // SAFETY: the slab is empty, and off the cache's lists.
-            unsafe {
-                if self.config.verify {
-                    self.check_free_buffers(slab);
-                }
-                self.shrink(slab);
-            }
-        }
-        bytes
+        // SAFETY: magazines are freed, and leave slots, only under the depot's lock.
+        let cached: usize = depot
+            .filled
+            .iter()
+            .chain(in_slots().filter(|m| !m.is_null()))
+            .map(|magazine| unsafe { Magazine::count(magazine) })
+            .sum();
+        // SAFETY: as above.
+        let served = |magazine: *mut Magazine| unsafe { Magazine::served(magazine) };
+        let gone = self.cpu.slots().iter().map(|slot| slot.hits.load(Ordering::Relaxed));
+        let hits = gone.chain(in_slots().filter(|m| !m.is_null()).map(served)).sum();
+        (info.cached, info.active, info.hits) = (cached, info.active.saturating_sub(cached), hits);
+        info = info.with_fragmentation();
+        info.flags.guard = self.slabs.options.guard > 0;
+        info.flags.magazines = self.cpu.is_on();
+        info.active += self.guarded.load(Ordering::Relaxed);
+        info.memory += self.whole.size();
+        (info.fills, info.drains, info.exchanges) = (depot.fills, depot.drains, depot.exchanges);
+        info.reaps = self.reaps.load(Ordering::Relaxed);
+        info
     }
 }
 

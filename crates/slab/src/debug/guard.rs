@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{MprotectFlags, mprotect};
 
-use crate::raw::Raw;
-use crate::report::Fault;
-use crate::trace::Trace;
-use crate::{PAGE, source};
+use super::report::Fault;
+use super::trace::Trace;
+use crate::PAGE;
+use crate::pages::source;
 
 /// Most guarded objects at once. A freed page is used again after all other free pages.
 const OBJECTS: usize = 256;
@@ -91,70 +91,74 @@ fn region(entries: &mut Entries) -> Option<NonNull<u8>> {
     Some(base)
 }
 
-impl Raw {
-    /// Allocates a guarded object if it is this allocation's turn and a place is free.
-    pub(crate) fn alloc_guarded(&self) -> Option<NonNull<u8>> {
-        let turn = self.guards.fetch_add(1, Ordering::Relaxed);
-        let (size, align) = (self.geometry.size.max(1), self.geometry.align);
-        if !turn.is_multiple_of(u64::from(self.config.guard)) || size > PAGE {
+/// Allocates a guarded object; `None` if it is longer than a page, or no place is free.
+pub(crate) fn allocate(cache: &'static str, size: usize, align: usize) -> Option<NonNull<u8>> {
+    let room = size.max(1);
+    if room > PAGE {
+        return None;
+    }
+    let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let base = region(&mut entries)?;
+    let place = usize::from(entries.free[entries.head]);
+    // SAFETY: the page of a free place lies in the region, and nobody uses it.
+    let object = unsafe {
+        let page = base.add(place * STRIDE);
+        if entries.len == 0 || !protect(page, true) {
             return None;
         }
-        let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
-        let base = region(&mut entries)?;
-        let place = usize::from(entries.free[entries.head]);
-        // SAFETY: the page of a free place lies in the region, and nobody uses it.
-        let object = unsafe {
-            let page = base.add(place * STRIDE);
-            if entries.len == 0 || !protect(page, true) {
-                return None;
-            }
-            page.add((PAGE - size) & !(align - 1))
-        };
-        entries.head = (entries.head + 1) % OBJECTS;
-        entries.len -= 1;
-        entries.entries[place] = Entry {
-            state: State::Allocated,
-            cache: self.config.name,
-            size: self.geometry.size,
-            object: object.addr().get(),
-            allocated: Trace::capture(),
-            freed: Trace::NONE,
-        };
-        drop(entries);
-        self.guarded.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the object is ours until it is handed out.
-        unsafe { self.construct(object) };
-        Some(object)
-    }
+        page.add((PAGE - room) & !(align - 1))
+    };
+    entries.head = (entries.head + 1) % OBJECTS;
+    entries.len -= 1;
+    entries.entries[place] = Entry {
+        state: State::Allocated,
+        cache,
+        size,
+        object: object.addr().get(),
+        allocated: Trace::capture(),
+        freed: Trace::NONE,
+    };
+    Some(object)
+}
 
-    /// Frees a guarded object; returns false if the object is not guarded.
-    pub(crate) fn free_guarded(&self, object: NonNull<u8>) -> bool {
-        let Some(place) = number(object.addr().get()) else { return false };
-        let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = &mut entries.entries[place];
-        let fault = match entry.state {
-            State::Allocated if entry.object != object.addr().get() => Some(Fault::NotAnObject),
-            State::Allocated if entry.cache != self.config.name => Some(Fault::OtherCache),
-            State::Allocated => None,
-            State::Freed => Some(Fault::DoubleFree),
-            State::Never => Some(Fault::NotAnObject),
-        };
-        if let Some(fault) = fault {
-            let mut report = self.describe(fault, object);
-            (report.allocated, report.freed) = (Some(entry.allocated), Some(entry.freed));
-            drop(entries);
-            crate::report::fatal(&report);
-        }
-        entry.state = State::Freed;
-        entry.freed = Trace::capture();
-        // SAFETY: the caller owned the page's object, and gave it up.
-        unsafe { protect(object.sub(object.addr().get() % PAGE), false) };
-        let at = (entries.head + entries.len) % OBJECTS;
-        entries.free[at] = u16::try_from(place).expect("256");
-        entries.len += 1;
-        self.guarded.fetch_sub(1, Ordering::Relaxed);
-        true
+/// A free of a guarded object that cannot be.
+pub(crate) struct BadFree {
+    pub(crate) fault: Fault,
+    place: usize,
+}
+
+impl BadFree {
+    /// The calls that allocated and freed the object last.
+    pub(crate) fn traces(&self) -> (Trace, Trace) {
+        let entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = &entries.entries[self.place];
+        (entry.allocated, entry.freed)
     }
+}
+
+/// Frees a guarded object of a cache; returns false if the object is not guarded.
+pub(crate) fn free(cache: &'static str, object: NonNull<u8>) -> Result<bool, BadFree> {
+    let Some(place) = number(object.addr().get()) else { return Ok(false) };
+    let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let entry = &mut entries.entries[place];
+    let fault = match entry.state {
+        State::Allocated if entry.object != object.addr().get() => Some(Fault::NotAnObject),
+        State::Allocated if entry.cache != cache => Some(Fault::OtherCache),
+        State::Allocated => None,
+        State::Freed => Some(Fault::DoubleFree),
+        State::Never => Some(Fault::NotAnObject),
+    };
+    if let Some(fault) = fault {
+        return Err(BadFree { fault, place });
+    }
+    entry.state = State::Freed;
+    entry.freed = Trace::capture();
+    // SAFETY: the caller owned the page's object, and gave it up.
+    unsafe { protect(object.sub(object.addr().get() % PAGE), false) };
+    let at = (entries.head + entries.len) % OBJECTS;
+    entries.free[at] = u16::try_from(place).expect("256");
+    entries.len += 1;
+    Ok(true)
 }
 
 /// A line of text on the stack, for a signal handler.

@@ -7,7 +7,9 @@ use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use crate::{ObjectCache, Options, OutOfMemory, PAGE};
+use super::object::ObjectCache;
+use crate::options::Options;
+use crate::{OutOfMemory, PAGE};
 
 /// Bytes from one size class to the next.
 const STEP: usize = 64;
