@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use overspill::mount::{MountError, MountErrorKind};
+use overspill::engine::{EngineError, ErrorKind};
 use rustix::io::Errno;
 
 use crate::exit::Exit;
@@ -53,13 +53,13 @@ pub(crate) enum Error {
     #[error("{sentence}")]
     Daemon { sentence: String, code: u8 },
     #[error(transparent)]
-    Mount(#[from] MountError),
+    Engine(#[from] EngineError),
 
-    #[error("{} is not on an overspill mount; `findmnt -S overspill` lists those there are", .0.display())]
+    #[error("{} is not on an overspill mount; `overspill stats` lists those there are", .0.display())]
     NotOverspill(PathBuf),
     #[error("there is no overspill mount; `overspill mount` makes one")]
     NoMount,
-    #[error("there are several overspill mounts; name one (`findmnt -S overspill` lists them)")]
+    #[error("there are several overspill mounts; name one (`overspill stats` lists them)")]
     WhichMount,
     #[error("nothing of overspill is mounted at {} itself; its mountpoint is {}", .0.display(), .1.display())]
     NotTheMountpoint(PathBuf, PathBuf),
@@ -77,8 +77,8 @@ pub(crate) enum Error {
     Unmount(PathBuf, String),
     #[error("fusermount3 cannot be run ({0}); install the package fuse3, or unmount as root")]
     NoFusermount(std::io::Error),
-    #[error("{} gives no statistics: {}", .0.display(), .1)]
-    Stats(PathBuf, String),
+    #[error("the daemon of {} gives no answer: {}", .0.display(), .1)]
+    NoAnswer(PathBuf, String),
 
     #[error("this machine cannot mount: {0}")]
     CannotMount(String),
@@ -90,7 +90,7 @@ impl Error {
     /// The exit code of the process.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Error::Mount(e) => of_kind(e.kind()).code(),
+            Error::Engine(e) => of_kind(e.kind()).code(),
             Error::Daemon { code, .. } => *code,
             other => other.exit().code(),
         }
@@ -119,14 +119,14 @@ impl Error {
             Error::NotOverspill(_) | Error::NoMount | Error::NotTheMountpoint(..) | Error::Dead(_) => {
                 Exit::NotMounted
             }
-            Error::Mount(_)
+            Error::Engine(_)
             | Error::Daemon { .. }
             | Error::Log(..)
             | Error::Spawn(_)
             | Error::DaemonDied { .. }
             | Error::Silent(_)
             | Error::Unmount(..)
-            | Error::Stats(..)
+            | Error::NoAnswer(..)
             | Error::CannotMount(_)
             | Error::Io(..) => Exit::Failure,
         }
@@ -144,13 +144,13 @@ impl Error {
     }
 }
 
-fn of_kind(kind: MountErrorKind) -> Exit {
+fn of_kind(kind: ErrorKind) -> Exit {
     match kind {
-        MountErrorKind::Mountpoint => Exit::Mountpoint,
-        MountErrorKind::Permission => Exit::Permission,
-        MountErrorKind::Fuse => Exit::Fuse,
-        MountErrorKind::Store => Exit::Store,
-        MountErrorKind::Memory => Exit::Size,
-        MountErrorKind::Other => Exit::Failure,
+        ErrorKind::Mountpoint => Exit::Mountpoint,
+        ErrorKind::Permission => Exit::Permission,
+        ErrorKind::Fuse => Exit::Fuse,
+        ErrorKind::Store => Exit::Store,
+        ErrorKind::Memory => Exit::Size,
+        ErrorKind::Other => Exit::Failure,
     }
 }

@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod docs;
 mod doctor;
 mod error;
 mod exit;
@@ -37,10 +39,10 @@ use crate::exit::{EXIT_CODES, Exit};
 enum Command {
     /// Mount a tmpfs that pages itself; returns when it is mounted.
     #[command(after_long_help = MOUNT_NOTES)]
-    Mount(Box<options::MountArgs>),
+    Mount(Box<mount::MountArgs>),
     /// Unmount, and wait until memory and store are given back.
     Umount(umount::UmountArgs),
-    /// Show where every byte of a mount is.
+    /// Show where every byte of a mount is, or list all mounts.
     Stats(stats::StatsArgs),
     /// Show what kind of objects a daemon's metadata is.
     Slabinfo(slabinfo::SlabinfoArgs),

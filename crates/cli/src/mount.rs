@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use overspill::engine::Engine;
 use overspill::log::Log;
-use overspill::mount::MountOptions;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -29,13 +29,36 @@ use tracing::level_filters::LevelFilter;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::machine::Memory;
-use crate::options::MountArgs;
-use crate::plan::{self, Caller};
+use crate::options::MountSettings;
+use crate::plan::{Caller, Plan};
 use crate::say::say;
 use crate::umount;
 
 /// The longest time to wait for the last lines of the log.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// `overspill mount`
+#[derive(Debug, clap::Args)]
+pub(crate) struct MountArgs {
+    /// The directory to mount on.
+    mountpoint: PathBuf,
+
+    #[command(flatten)]
+    settings: MountSettings,
+
+    /// Stay in the foreground; log to stderr.
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Where the daemon logs [default: /var/log/overspill.log for root, else overspill.log in $XDG_STATE_HOME or
+    /// ~/.local/state]
+    #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
+    log: Option<PathBuf>,
+
+    /// This process is the daemon: say on stdout when the mount is ready, then be silent.
+    #[arg(long, hide = true)]
+    daemon_child: bool,
+}
 
 /// Runs the command in the way that its arguments select.
 pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
@@ -43,15 +66,21 @@ pub(crate) fn run(args: &MountArgs) -> Result<(), Error> {
         return be_daemon(args);
     }
     let caller = Caller::current();
-    let options = plan::options(&args.requested()?, &args.mountpoint, Memory::of_machine(), caller)?;
+    let plan = args.plan(caller)?;
     if args.foreground {
-        let mountpoint = options.mountpoint.display().to_string();
+        let mountpoint = plan.mount.mountpoint.display().to_string();
         let log = log_to_stderr();
-        let result = serve(options, move |notes| note(&format!("mounted on {mountpoint}"), notes));
+        let result = serve(plan, move |notes| note(&format!("mounted on {mountpoint}"), notes));
         log.flush(FLUSH);
         return result;
     }
-    start_daemon(args, &options.mountpoint, caller)
+    start_daemon(args, &plan.mount.mountpoint, caller)
+}
+
+impl MountArgs {
+    fn plan(&self, caller: Caller) -> Result<Plan, Error> {
+        Plan::of(&self.settings.requested(caller)?, &self.mountpoint, Memory::of_machine(), caller)
+    }
 }
 
 /// The parent: it has checked all arguments, and now starts the process that serves.
@@ -94,12 +123,10 @@ fn be_daemon(args: &MountArgs) -> Result<(), Error> {
     let log = log_to_stderr();
     let result = rustix::process::setsid()
         .map_err(|e| Error::Io("setsid", e.into()))
-        .and_then(|_| {
-            plan::options(&args.requested()?, &args.mountpoint, Memory::of_machine(), Caller::current())
-        })
-        .and_then(|options| {
+        .and_then(|_| args.plan(Caller::current()))
+        .and_then(|plan| {
             std::env::set_current_dir("/").map_err(|e| Error::Io("cannot go to /", e))?;
-            serve(options, |notes| tell_parent("ready", notes))
+            serve(plan, |notes| tell_parent("ready", notes))
         });
     if let Err(error) = &result {
         tell_parent("error", &error.to_string());
@@ -119,12 +146,17 @@ fn tell_parent(word: &str, text: &str) {
 }
 
 /// Serves until umount(8) or a signal ends the mount.
-fn serve(options: MountOptions, ready: impl FnOnce(&str) + Send) -> Result<(), Error> {
+fn serve(plan: Plan, ready: impl FnOnce(&str)) -> Result<(), Error> {
+    let Plan { engine, mount } = plan;
     overspill::process::die_on_panic();
     overspill::process::survive_file_size_limit();
-    unmount_on_signals(options.mountpoint.clone())?;
-    tracing::info!(mountpoint = %options.mountpoint.display(), memory = options.memory, size = options.size, "mounting");
-    overspill::mount::serve(options, ready)?;
+    unmount_on_signals(mount.mountpoint.clone())?;
+    tracing::info!(mountpoint = %mount.mountpoint.display(), memory = engine.memory, size = mount.size, "mounting");
+    let engine = Engine::start(engine)?;
+    let mount = engine.mount(&mount)?;
+    let notes: Vec<&str> = engine.notes().iter().chain(mount.notes()).map(String::as_str).collect();
+    ready(&notes.join("; "));
+    mount.wait()?;
     tracing::info!("unmounted");
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! Turns a request into mount options: defaults, checks, absolute paths. It changes nothing.
+//! Turns a request into the options of an engine and its mount: defaults, checks, absolute paths. It changes nothing.
 
 use std::path::{Path, PathBuf};
 
-use overspill::mount::{Layout, MountOptions, StoreChoice};
+use overspill::engine::{EngineOptions, Layout, StoreChoice};
+use overspill::mount::MountOptions;
 use rustix::fs::Access;
 
 use crate::error::Error;
@@ -33,49 +34,57 @@ impl Caller {
     }
 }
 
-/// The checked options of a mount.
-pub(crate) fn options(
-    asked: &Requested,
-    mountpoint: &Path,
-    machine: Memory,
-    caller: Caller,
-) -> Result<MountOptions, Error> {
-    let (memory, size) = memory_and_size(asked, machine)?;
-    let mountpoint = check_mountpoint(mountpoint, caller)?;
-    if !caller.is_root() {
-        // fusermount3 would drop these two, with a warning that nobody reads.
-        for (given, name) in [(asked.nosuid, "suid"), (asked.nodev, "dev")] {
-            if given == Some(false) {
-                return Err(Error::RootOnly(name));
+/// The checked options of an engine and of the one mount on it.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) engine: EngineOptions,
+    pub(crate) mount: MountOptions,
+}
+
+impl Plan {
+    pub(crate) fn of(
+        asked: &Requested,
+        mountpoint: &Path,
+        machine: Memory,
+        caller: Caller,
+    ) -> Result<Plan, Error> {
+        let (memory, size) = memory_and_size(asked, machine)?;
+        let mountpoint = check_mountpoint(mountpoint, caller)?;
+        if !caller.is_root() {
+            // fusermount3 would drop these two, with a warning that nobody reads.
+            for (safe, name) in [(asked.flags.nosuid, "suid"), (asked.flags.nodev, "dev")] {
+                if !safe {
+                    return Err(Error::RootOnly(name));
+                }
             }
         }
+        let store = store(asked.store.as_deref())?;
+        if asked.layout == Layout::PerObject && !matches!(store, StoreChoice::Directory(_)) {
+            let (name, value, wants) =
+                ("layout", "per-object".to_owned(), "that only with a directory as --store");
+            return Err(Error::BadValue { name, value, wants });
+        }
+        let engine = EngineOptions {
+            memory,
+            capacity: size,
+            store,
+            layout: asked.layout,
+            compress: asked.compress,
+            force: asked.force,
+            control: true,
+            debug: asked.debug,
+        };
+        let mount = MountOptions {
+            mountpoint,
+            size,
+            nr_inodes: asked.nr_inodes.filter(|n| *n != 0),
+            mode: asked.mode.unwrap_or(if caller.is_root() { 0o1777 } else { 0o700 }),
+            uid: asked.uid.unwrap_or(caller.uid),
+            gid: asked.gid.unwrap_or(caller.gid),
+            flags: asked.flags,
+        };
+        Ok(Plan { engine, mount })
     }
-    let store = store(asked.store.as_deref())?;
-    if asked.layout == Layout::PerObject && !matches!(store, StoreChoice::Directory(_)) {
-        let (name, value, wants) =
-            ("layout", "per-object".to_owned(), "that only with a directory as --store");
-        return Err(Error::BadValue { name, value, wants });
-    }
-    Ok(MountOptions {
-        mountpoint,
-        memory,
-        size,
-        nr_inodes: asked.nr_inodes.filter(|n| *n != 0),
-        mode: asked.mode.unwrap_or(if caller.is_root() { 0o1777 } else { 0o700 }),
-        uid: asked.uid.unwrap_or(caller.uid),
-        gid: asked.gid.unwrap_or(caller.gid),
-        read_only: asked.read_only,
-        noexec: asked.noexec,
-        nosuid: asked.nosuid.unwrap_or(!caller.is_root()),
-        nodev: asked.nodev.unwrap_or(!caller.is_root()),
-        noatime: asked.noatime,
-        allow_other: asked.allow_other || caller.is_root(),
-        store,
-        layout: asked.layout,
-        compress: asked.compress,
-        force: asked.force,
-        debug: asked.debug,
-    })
 }
 
 fn memory_and_size(asked: &Requested, machine: Memory) -> Result<(u64, u64), Error> {
@@ -228,16 +237,16 @@ mod tests {
     #[test]
     fn root_and_users_get_different_defaults() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = |asked: &Requested, caller| options(asked, dir.path(), MACHINE, caller).unwrap();
-        let root = plan(&Requested::default(), ROOT);
+        let plan = |asked: &Requested, caller| Plan::of(asked, dir.path(), MACHINE, caller);
+        let root = plan(&Requested::of(ROOT), ROOT).unwrap().mount;
         assert_eq!((root.mode, root.uid, root.gid), (0o1777, 0, 0));
-        assert!(!root.nosuid && !root.nodev && root.allow_other);
-        let user = plan(&Requested::default(), USER);
+        assert!(!root.flags.nosuid && !root.flags.nodev && root.flags.allow_other);
+        let user = plan(&Requested::of(USER), USER).unwrap().mount;
         assert_eq!((user.mode, user.uid, user.gid), (0o700, 1000, 100));
-        assert!(user.nosuid && user.nodev && !user.allow_other);
-        let asked = Requested { nosuid: Some(false), ..Requested::default() };
-        assert_eq!(options(&asked, dir.path(), MACHINE, USER).unwrap_err().code(), 4);
-        assert_eq!(plan(&Requested { nr_inodes: Some(0), ..Requested::default() }, ROOT).nr_inodes, None);
+        assert!(user.flags.nosuid && user.flags.nodev && !user.flags.allow_other);
+        assert_eq!(plan(&Requested::default(), USER).unwrap_err().code(), 4, "suid and dev");
+        let all = Requested { nr_inodes: Some(0), ..Requested::of(ROOT) };
+        assert_eq!(plan(&all, ROOT).unwrap().mount.nr_inodes, None);
     }
 
     #[test]

@@ -1,11 +1,10 @@
-//! Asks a mount for its state, without waiting for ever on a daemon that hangs.
+//! Asks the daemon of a mount for its state, without waiting for ever on one that hangs.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use overspill::stats::Stats;
+use overspill::control::client::{AskError, Control};
+use overspill::stats::{Slabinfo, Stats};
 use rustix::io::Errno;
 
 use crate::error::Error;
@@ -15,10 +14,10 @@ use crate::mountinfo::Entry;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The state of a mount.
-pub(crate) enum Probe {
+pub(crate) enum Probe<T> {
     /// The daemon lives.
-    Alive(Box<Stats>),
-    /// The daemon lives, but gives no statistics, for this reason.
+    Alive(T),
+    /// The daemon lives, but gives no answer, for this reason.
     Mute(String),
     /// The daemon is gone.
     Dead,
@@ -28,74 +27,70 @@ pub(crate) enum Probe {
     Silent,
 }
 
-impl Probe {
-    /// The statistics, or the reason why there are none.
-    pub(crate) fn stats(self, mount: &Entry) -> Result<Stats, Error> {
+impl<T> Probe<T> {
+    /// The answer, or the reason why there is none.
+    pub(crate) fn answer(self, mount: &Entry) -> Result<T, Error> {
         let path = mount.mountpoint.clone();
         match self {
-            Probe::Alive(stats) => Ok(*stats),
-            Probe::Mute(why) => Err(Error::Stats(path, why)),
+            Probe::Alive(answer) => Ok(answer),
+            Probe::Mute(why) => Err(Error::NoAnswer(path, why)),
             Probe::Dead => Err(Error::Dead(path)),
-            Probe::Denied => Err(Error::NotYours(path, mount.option_u32("user_id").unwrap_or(0))),
+            Probe::Denied => Err(Error::NotYours(path, owner(mount))),
             Probe::Silent => Err(Error::Silent(path)),
         }
     }
 }
 
-/// Asks `mount` in a thread, which may be left behind: a call into a hung file system cannot be cancelled.
-pub(crate) fn probe(mount: &Entry) -> Probe {
+/// The statistics of a mount and its daemon.
+pub(crate) fn stats(mount: &Entry) -> Probe<Stats> {
+    ask(mount, |control| control.stats(&mount.dev))
+}
+
+/// The object caches of a mount's daemon.
+pub(crate) fn slabinfo(mount: &Entry) -> Probe<Slabinfo> {
+    ask(mount, Control::slabinfo)
+}
+
+/// The user whose daemon serves the mount.
+fn owner(mount: &Entry) -> u32 {
+    mount.option_u32("user_id").unwrap_or(0)
+}
+
+fn ask<T>(mount: &Entry, question: impl FnOnce(&mut Control) -> Result<T, AskError>) -> Probe<T> {
+    let answer = Control::of_face(owner(mount), &mount.dev, PATIENCE).and_then(|mut c| question(&mut c));
+    match answer {
+        Ok(answer) => Probe::Alive(answer),
+        Err(AskError::Silent(..)) => Probe::Silent,
+        Err(error @ (AskError::Garbled(..) | AskError::Refused(..))) => Probe::Mute(error.to_string()),
+        Err(error @ (AskError::Absent(..) | AskError::Denied(_) | AskError::Impostor(_))) => {
+            // No socket says nothing of the daemon: the mount itself does.
+            match look(mount) {
+                Probe::Alive(()) if matches!(error, AskError::Denied(_)) => Probe::Denied,
+                Probe::Alive(()) => Probe::Mute(error.to_string()),
+                Probe::Mute(reason) => Probe::Mute(reason),
+                Probe::Dead => Probe::Dead,
+                Probe::Denied => Probe::Denied,
+                Probe::Silent => Probe::Silent,
+            }
+        }
+    }
+}
+
+/// Looks at `mount` in a thread, which may be left behind: a call into a hung file system cannot be cancelled.
+fn look(mount: &Entry) -> Probe<()> {
     let (answer, answered) = mpsc::channel();
-    let mount = mount.clone();
-    let asker = std::thread::Builder::new().spawn(move || {
-        let _ = answer.send(ask(&mount));
-    });
-    match asker {
-        Ok(_) => answered.recv_timeout(PATIENCE).unwrap_or(Probe::Silent),
-        Err(error) => Probe::Mute(error.to_string()),
-    }
-}
-
-fn ask(mount: &Entry) -> Probe {
-    // The kernel may answer getattr from its cache after the daemon's death; it never caches statfs.
-    if let Err(error) = rustix::fs::statvfs(&mount.mountpoint) {
-        return match error {
-            Errno::NOTCONN | Errno::CONNABORTED => Probe::Dead,
-            Errno::ACCESS | Errno::PERM => Probe::Denied,
-            other => Probe::Mute(other.to_string()),
-        };
-    }
-    match overspill::stats::of_mount(&mount.mountpoint) {
-        Ok(stats) => Probe::Alive(Box::new(stats)),
-        Err(error) => match rustix::fs::access(&mount.mountpoint, rustix::fs::Access::READ_OK) {
-            Err(Errno::ACCESS | Errno::PERM) => ask_as_owner(mount),
+    let mountpoint = mount.mountpoint.clone();
+    let looker = std::thread::Builder::new().spawn(move || {
+        // The kernel may answer getattr from its cache after the daemon's death; it never caches statfs.
+        let _ = answer.send(match rustix::fs::statvfs(&mountpoint) {
+            Ok(_) => Probe::Alive(()),
             Err(Errno::NOTCONN | Errno::CONNABORTED) => Probe::Dead,
-            _ => Probe::Mute(error.to_string()),
-        },
-    }
-}
-
-/// FUSE keeps even root out of another user's mount. Root can become that user and ask again.
-fn ask_as_owner(mount: &Entry) -> Probe {
-    let (Some(uid), Some(gid)) = (mount.option_u32("user_id"), mount.option_u32("group_id")) else {
-        return Probe::Denied;
-    };
-    if !rustix::process::geteuid().is_root() || uid == 0 {
-        return Probe::Denied;
-    }
-    // That user may inspect his processes, so the child gets nothing of root's environment.
-    let output = Command::new("/proc/self/exe")
-        .args(["stats", "--json"])
-        .arg(&mount.mountpoint)
-        .env_clear()
-        .current_dir("/")
-        .uid(uid)
-        .gid(gid)
-        .output();
-    match output {
-        Ok(out) => match serde_json::from_slice(&out.stdout) {
-            Ok(stats) => Probe::Alive(Box::new(stats)),
-            Err(_) => Probe::Denied,
-        },
+            Err(Errno::ACCESS | Errno::PERM) => Probe::Denied,
+            Err(other) => Probe::Mute(other.to_string()),
+        });
+    });
+    match looker {
+        Ok(_) => answered.recv_timeout(PATIENCE).unwrap_or(Probe::Silent),
         Err(error) => Probe::Mute(error.to_string()),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::mountinfo::{Entry, Mounts};
-use crate::probe::probe;
+use crate::probe;
 use crate::stats;
 use crate::watch::Watch;
 
@@ -59,13 +59,10 @@ impl Sort {
 /// Runs the command.
 pub(crate) fn run(args: &SlabinfoArgs) -> Result<(), Error> {
     let mount = find(args.path.as_deref())?;
-    let unread = |error: &dyn std::fmt::Display| Error::Stats(mount.mountpoint.clone(), error.to_string());
-    args.watch.print(&mount, || {
-        // The probe comes first: a dead or silent daemon has an error of its own.
-        probe(&mount).stats(&mount)?;
-        let mut info = overspill::stats::slabinfo_of_mount(&mount.mountpoint).map_err(|e| unread(&e))?;
+    args.watch.print_mount(&mount, || {
+        let mut info = probe::slabinfo(&mount).answer(&mount)?;
         args.sort.apply(&mut info.caches);
-        if args.watch.json { serde_json::to_string(&info).map_err(|e| unread(&e)) } else { Ok(table(&info)) }
+        Ok(if args.watch.json { serde_json::json!(info).to_string() } else { table(&info) })
     })
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use overspill::metrics::{Group, METRICS};
+use overspill::stats::Stats;
 use serde_json::Value;
 
 use crate::size::human;
@@ -32,6 +33,43 @@ pub(crate) fn of_stats(mountpoint: &Path, stats: &Value) -> String {
     let lines: Vec<String> =
         fields.iter().map(|(key, value)| line(&key.replace('_', " "), &show(key, value))).collect();
     push_group(&mut out, "more", &lines);
+    out
+}
+
+/// A table of mounts, one line each.
+pub(crate) fn of_mounts(mounts: &[(String, Result<Stats, String>)]) -> String {
+    let mut rows =
+        vec![["mount", "pid", "memory", "of", "files", "of", "compressed", "stored"].map(str::to_owned)];
+    let mut notes = Vec::new();
+    for (at, stats) in mounts {
+        match stats {
+            Ok(s) => rows.push([
+                at.clone(),
+                s.pid.to_string(),
+                human(s.rss_bytes),
+                human(s.budget_bytes),
+                human(s.used_bytes),
+                human(s.size_bytes),
+                human(s.compressed_page_bytes),
+                human(s.stored_page_bytes),
+            ]),
+            Err(reason) => notes.push(reason.clone()),
+        }
+    }
+    let wide: Vec<usize> = (0..rows[0].len())
+        .map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows.iter().filter(|_| rows.len() > 1) {
+        let _ = write!(out, "{:<1$}", row[0], wide[0]);
+        for (cell, wide) in row.iter().zip(&wide).skip(1) {
+            let _ = write!(out, "  {cell:>wide$}");
+        }
+        out.push('\n');
+    }
+    for note in notes {
+        let _ = writeln!(out, "{note}");
+    }
     out
 }
 

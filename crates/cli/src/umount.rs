@@ -20,7 +20,7 @@ use crate::fusermount;
 use crate::holders;
 use crate::mountinfo::{Entry, Mounts};
 use crate::plan::Caller;
-use crate::probe::{Probe, probe};
+use crate::probe::{self, Probe};
 use crate::say::say;
 
 /// Seconds that a daemon may take to end after its mount is gone.
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
         abort(&mount);
         return take_away(&mount, Manner::Detach, caller);
     }
-    let daemon = match probe(&mount) {
+    let daemon = match probe::stats(&mount) {
         Probe::Dead => return clear(&mount, caller),
         Probe::Silent => return Err(Error::Silent(mount.mountpoint)),
         Probe::Alive(stats) => open_pid(stats.pid),
@@ -86,7 +86,7 @@ pub(crate) fn detach(mountpoint: &Path) -> Result<(), Error> {
 /// Clears the mount of a daemon that died while it started.
 pub(crate) fn clear_if_dead(mountpoint: &Path) {
     let Ok(mount) = read_mounts().and_then(|mounts| find(&mounts, mountpoint)) else { return };
-    if matches!(probe(&mount), Probe::Dead) {
+    if matches!(probe::stats(&mount), Probe::Dead) {
         // If this fails, `overspill umount` clears it; the caller reports the more serious error.
         let _ = clear(&mount, Caller::current());
     }

@@ -26,11 +26,23 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Prints `report`, as often as the options say.
-    pub(crate) fn print(
+    /// Prints a report on a mount, as often as the options say.
+    pub(crate) fn print_mount(
         &self,
         mount: &Entry,
+        report: impl FnMut() -> Result<String, Error>,
+    ) -> Result<(), Error> {
+        self.print(report, || {
+            let mounts = Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?;
+            Ok(mounts.iter().any(|entry| entry.id == mount.id))
+        })
+    }
+
+    /// Prints a report as often as the options say, while its subject exists.
+    pub(crate) fn print(
+        &self,
         mut report: impl FnMut() -> Result<String, Error>,
+        exists: impl Fn() -> Result<bool, Error>,
     ) -> Result<(), Error> {
         let mut out = std::io::stdout();
         let clear =
@@ -46,9 +58,7 @@ impl Watch {
                 None => return Ok(()),
                 Some(seconds) => std::thread::sleep(Duration::from_secs(seconds)),
             }
-            // The loop ends with the mount.
-            let mounts = Mounts::read().map_err(|e| Error::Io("/proc/self/mountinfo", e))?;
-            if !mounts.iter().any(|entry| entry.id == mount.id) {
+            if !exists()? {
                 return Ok(());
             }
         }

@@ -5,8 +5,7 @@
 //! `max_bytes`.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Assumed if the kernel names no limit: 1% of the dirty threshold of a large machine.
 const UNKNOWN: u64 = 64 << 20;
@@ -14,10 +13,9 @@ const UNKNOWN: u64 = 64 << 20;
 pub(crate) struct Bdi(PathBuf);
 
 impl Bdi {
-    pub(crate) fn of(mountpoint: &Path) -> std::io::Result<Bdi> {
-        let dev = fs::metadata(mountpoint)?.dev();
-        let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-        Ok(Bdi(PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"))))
+    /// The settings of a file system's device, `major:minor`.
+    pub(crate) fn of(device: &str) -> Bdi {
+        Bdi(PathBuf::from(format!("/sys/class/bdi/{device}")))
     }
 
     fn set(&self, name: &str, value: u64) -> bool {

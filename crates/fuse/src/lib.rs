@@ -16,7 +16,6 @@ mod convert;
 mod data;
 mod kernel;
 mod park;
-mod reports;
 mod server;
 mod shim;
 mod space;
@@ -32,25 +31,19 @@ use fuser::{Config, FileAttr, FileType, INodeNo, MountOption, Session, SessionAC
 use overspill_tmpfs::TmpFs;
 use rustix::io::Errno;
 
-pub use reports::Reports;
 pub use server::Tuning;
 
 use bdi::Bdi;
 use kernel::Kernel;
 use park::Parking;
-use reports::Cached;
 use server::Server;
 use shim::Shim;
 use space::{Remount, Space};
 
-/// Prefix of extended attributes of the root directory that are reports on the mount, made when they are read.
-pub const REPORTS: &str = "overspill.";
-
-/// Options of a mount.
-#[derive(Debug, Clone)]
-pub struct FuseOptions {
-    /// An existing directory, absolute.
-    pub mountpoint: PathBuf,
+/// Restrictions of a mount, which the kernel holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags")]
+pub struct MountFlags {
     /// Mount read-only.
     pub read_only: bool,
     /// Run no programs from it.
@@ -63,6 +56,15 @@ pub struct FuseOptions {
     pub noatime: bool,
     /// Let other users in.
     pub allow_other: bool,
+}
+
+/// Options of a mount.
+#[derive(Debug, Clone)]
+pub struct FuseOptions {
+    /// An existing directory, absolute.
+    pub mountpoint: PathBuf,
+    /// Restrictions that the kernel holds.
+    pub flags: MountFlags,
     /// Drop the kernel's copy of data at once after reads and writes: for tests.
     pub evict: bool,
     /// Sizes of the transport.
@@ -107,12 +109,13 @@ pub struct Mounted {
     session: Option<fuser::BackgroundSession>,
     watcher: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    /// The file system's device, `major:minor`.
+    pub device: String,
     /// Shortcomings of this mount, one line each.
     pub notes: Vec<String>,
 }
 
-/// Mounts `fs` and serves it. `spawn` runs requests that wait; `reports` makes reports by the names that follow
-/// [`REPORTS`]; `often` is called a few times a second.
+/// Mounts `fs` and serves it. `spawn` runs requests that wait; `often` is called a few times a second.
 ///
 /// # Errors
 /// If the mount cannot be made; nothing is left behind then.
@@ -120,7 +123,6 @@ pub fn mount(
     fs: &Arc<TmpFs>,
     options: &FuseOptions,
     spawn: Arc<dyn overspill_runtime::Spawn>,
-    reports: Reports,
     often: Box<dyn Fn() + Send>,
 ) -> Result<Mounted, FuseError> {
     let failed = |error| FuseError::Mount(options.mountpoint.clone(), error);
@@ -132,7 +134,6 @@ pub fn mount(
         parking: Parking::new(spawn, tuning.threads, tuning.max_background.into()),
         kernel: Kernel::new().map_err(failed)?,
         space: Arc::new(Space::new(fs, options.dirty_max, may_remount)),
-        reports: Cached::new(reports, rustix::process::geteuid().as_raw()),
         nobody: nobody(),
         awaiting_forgets: AtomicBool::new(false),
         lasting_orphans: AtomicU64::new(0),
@@ -148,30 +149,27 @@ pub fn mount(
     let watcher = overspill_sys::process::spawn_or_die("space", watch).map_err(failed)?;
     let mut config = Config::default();
     config.mount_options = mount_options(options);
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = if options.flags.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(tuning.threads);
     let session = Session::new(Shim(server.clone()), &options.mountpoint, &config)
         .map_err(|error| explain(error, options))?;
     server.kernel.connect(session.notifier());
     let session = session.spawn().map_err(failed)?;
 
+    let device = rustix::fs::stat(&options.mountpoint).map_err(|errno| failed(errno.into()))?.st_dev;
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let mut notes = Vec::new();
-    match Bdi::of(&options.mountpoint) {
-        Ok(bdi) => {
-            let dirty = bdi.tune(options.dirty_max, tuning.max_write.saturating_mul(4));
-            if dirty != options.dirty_max {
-                server.space.promise(fs, dirty);
-                notes.push(format!(
-                    "the kernel's own limit on dirty data stays ({} MiB): only root may set it",
-                    dirty >> 20
-                ));
-            }
-        }
-        Err(error) => tracing::warn!(%error, "the mount's write-back limits cannot be found"),
+    let dirty = Bdi::of(&device).tune(options.dirty_max, tuning.max_write.saturating_mul(4));
+    if dirty != options.dirty_max {
+        server.space.promise(fs, dirty);
+        notes.push(format!(
+            "the kernel's own limit on dirty data stays ({} MiB): only root may set it",
+            dirty >> 20
+        ));
     }
     let remount = may_remount.then(|| Remount::of(&options.mountpoint)).transpose().map_err(failed)?;
     let _ = mounted.send(remount);
-    Ok(Mounted { session: Some(session), watcher: Some(watcher), stop, notes })
+    Ok(Mounted { session: Some(session), watcher: Some(watcher), stop, device, notes })
 }
 
 /// Watches space and parked reads from the mount until `stop`; ends at once if mounting fails.
@@ -242,19 +240,19 @@ fn mount_options(options: &FuseOptions) -> Vec<MountOption> {
         MountOption::CUSTOM("subtype=overspill".into()),
         MountOption::DefaultPermissions,
     ];
-    if options.read_only {
+    if options.flags.read_only {
         list.push(MountOption::RO);
     }
-    if options.noexec {
+    if options.flags.noexec {
         list.push(MountOption::NoExec);
     }
-    if options.noatime {
+    if options.flags.noatime {
         list.push(MountOption::NoAtime);
     }
     // Only root may have set-id programs and devices on a mount.
     let root = rustix::process::geteuid().is_root();
-    list.push(choose(options.nosuid || !root, MountOption::NoSuid, MountOption::Suid));
-    list.push(choose(options.nodev || !root, MountOption::NoDev, MountOption::Dev));
+    list.push(choose(options.flags.nosuid || !root, MountOption::NoSuid, MountOption::Suid));
+    list.push(choose(options.flags.nodev || !root, MountOption::NoDev, MountOption::Dev));
     list
 }
 

@@ -9,7 +9,6 @@ use overspill_tmpfs::{FsError, Orphans, TmpFs};
 
 use crate::kernel::Kernel;
 use crate::park::Parking;
-use crate::reports::Cached;
 use crate::space::Space;
 
 /// Sizes of the transport, chosen from the memory that may be spent on it.
@@ -49,7 +48,6 @@ pub(crate) struct Server {
     pub(crate) parking: Parking,
     pub(crate) kernel: Kernel,
     pub(crate) space: Arc<Space>,
-    pub(crate) reports: Cached,
     /// Attributes for "no such name".
     pub(crate) nobody: FileAttr,
     /// A thread waits for FORGETs: at most one, the others are needed to receive them.

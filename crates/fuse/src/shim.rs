@@ -350,13 +350,7 @@ impl Filesystem for Shim {
         answer(self.0.fs.setxattr(ino.0, name.as_bytes(), value, mode), reply);
     }
 
-    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let report = name.to_str().and_then(|name| name.strip_prefix(crate::REPORTS));
-        if ino.0 == overspill_tmpfs::ROOT_INO
-            && let Some(report) = report.and_then(|report| self.0.reports.make(report, req.uid()))
-        {
-            return answer_xattr(report.as_bytes(), size, reply);
-        }
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         match self.0.fs.getxattr(ino.0, name.as_bytes()) {
             Ok(value) => answer_xattr(&value, size, reply),
             Err(error) => reply.error(errno(error)),

@@ -1,6 +1,4 @@
-//! Statistics of a mount: made by the daemon, read by anyone who may look at the mount's root.
-
-use std::path::Path;
+//! Statistics of a mount and of its engine. The control socket gives them.
 
 use overspill_slab::slabinfo;
 use overspill_tmpfs::TmpFs;
@@ -8,51 +6,6 @@ use overspill_vm::Vm;
 use serde::{Deserialize, Serialize};
 
 pub use crate::metrics::{Group, METRICS, Metric, Stats, Unit};
-
-/// The reason why there are no statistics.
-#[derive(Debug, thiserror::Error)]
-pub enum StatsError {
-    /// Not a mount of ours, or not its root.
-    #[error("{0} is not the root of an overspill mount")]
-    NotOverspill(String),
-    /// The mount did not answer.
-    #[error("the mount on {0} does not answer: {1}")]
-    NoAnswer(String, std::io::Error),
-    /// The answer cannot be parsed: another version's daemon, perhaps.
-    #[error("the mount on {0} gave an answer that cannot be read: {1}")]
-    Garbled(String, serde_json::Error),
-}
-
-/// Asks a mount for its statistics.
-///
-/// # Errors
-/// When `root` is not the root of a mount of ours, or it does not answer.
-pub fn of_mount(root: &Path) -> Result<Stats, StatsError> {
-    report(root, STATS)
-}
-
-/// Asks a mount for the object caches of its metadata.
-///
-/// # Errors
-/// As [`of_mount`].
-pub fn slabinfo_of_mount(root: &Path) -> Result<Slabinfo, StatsError> {
-    report(root, SLABINFO)
-}
-
-fn report<T: serde::de::DeserializeOwned>(root: &Path, which: &str) -> Result<T, StatsError> {
-    let name = || root.display().to_string();
-    let mut buf = vec![0; 64 << 10];
-    let attribute = format!("{}{which}", overspill_fuse::REPORTS);
-    let len = rustix::fs::getxattr(root, attribute, &mut buf).map_err(|error| match error {
-        rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP => StatsError::NotOverspill(name()),
-        error => StatsError::NoAnswer(name(), error.into()),
-    })?;
-    serde_json::from_slice(&buf[..len]).map_err(|error| StatsError::Garbled(name(), error))
-}
-
-/// Names of the reports a mount gives.
-pub(crate) const STATS: &str = "stats";
-pub(crate) const SLABINFO: &str = "slabinfo";
 
 /// The caches of a daemon, and the arena they take from. Bytes and counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,14 +34,15 @@ pub(crate) fn slabinfo() -> Slabinfo {
     }
 }
 
-/// Facts that do not change while a mount lives.
-#[derive(Debug, Clone)]
-pub(crate) struct Fixed {
+/// Facts that the engine knows.
+pub(crate) struct Facts {
     pub(crate) budget_bytes: u64,
     pub(crate) store_mode: String,
+    pub(crate) signals_lost: u64,
 }
 
-pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> Stats {
+/// The statistics of a file system and of its engine.
+pub(crate) fn collect(facts: Facts, vm: &Vm, fs: &TmpFs) -> Stats {
     let v = vm.stats();
     let f = fs.stats();
     let usage = vm.store_usage();
@@ -98,7 +52,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
     Stats {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        budget_bytes: fixed.budget_bytes,
+        budget_bytes: facts.budget_bytes,
         rss_bytes,
         rss_peak_bytes,
         vm_limit_bytes: v.limit_bytes as u64,
@@ -109,7 +63,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
             .iter()
             .map(|cache| (cache.memory - cache.active * cache.object_size) as u64)
             .sum(),
-        buffer_bytes: fixed.budget_bytes.saturating_sub(v.limit_bytes as u64),
+        buffer_bytes: facts.budget_bytes.saturating_sub(v.limit_bytes as u64),
         resident_bytes: v.resident_bytes as u64,
         dirty_bytes: v.dirty_bytes as u64,
         compressed_bytes: v.compressed_bytes as u64,
@@ -119,7 +73,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
         stored_live_bytes: v.stored_live_bytes,
         store_file_bytes: usage.file_bytes,
         store_disk_free_bytes: usage.disk_free_bytes,
-        store_mode: fixed.store_mode.clone(),
+        store_mode: facts.store_mode,
         store_writes: v.store_writes,
         store_reads: v.store_reads,
         served_bytes: v.served_bytes,
@@ -132,7 +86,7 @@ pub(crate) fn collect(fixed: &Fixed, vm: &Vm, fs: &TmpFs, signals_lost: u64) -> 
         compacted: v.compacted,
         errors: v.errors,
         store_failing: vm.is_store_failing(),
-        signals_lost,
+        signals_lost: facts.signals_lost,
         log_lines_lost: crate::log::lost_lines(),
         inodes: f.inodes,
         inodes_limit: f.inodes_limit,

@@ -62,6 +62,60 @@ fn numbers_follow_what_happens() {
 }
 
 #[test]
+fn without_a_mount_all_are_listed() {
+    let (one, two) = (Mount::new(&["--memory", "4M"]), Mount::new(&["--memory", "5M"]));
+    let table = ok(&overspill(["stats"]));
+    let line_of = |mount: &Mount| {
+        let dir = mount.dir.display().to_string();
+        let mut lines = table.lines().filter(|line| line.split_whitespace().next() == Some(dir.as_str()));
+        let line = lines.next().unwrap_or_else(|| panic!("{dir} is not in\n{table}"));
+        assert!(lines.next().is_none(), "twice in\n{table}");
+        line.to_owned()
+    };
+    assert!(line_of(&one).contains("4.00 MiB") && line_of(&one).contains(&one.pid.to_string()), "{table}");
+    assert!(line_of(&two).contains("5.00 MiB"), "{table}");
+    let lines = ok(&overspill(["stats", "--json"]));
+    let all: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let budget = |mount: &Mount| {
+        all.iter().find(|line| line["at"] == mount.dir.to_str().unwrap()).unwrap()["budget_bytes"].clone()
+    };
+    assert_eq!((budget(&one), budget(&two)), ((4 << 20).into(), (5 << 20).into()));
+}
+
+/// The control socket speaks lines of JSON to its owner, and goes with the mount.
+#[test]
+fn the_control_socket_answers_and_goes() {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+    let mount = Mount::new(&["--memory", "4M"]);
+    let uid = rustix::process::geteuid().as_raw();
+    let places =
+        ["/run/overspill".to_owned(), format!("/run/user/{uid}/overspill"), format!("/tmp/overspill-{uid}")];
+    let path = places.iter().map(|dir| format!("{dir}/{}.sock", mount.pid));
+    let path = std::path::PathBuf::from(path.into_iter().find(|path| fs::metadata(path).is_ok()).unwrap());
+    let metadata = fs::metadata(&path).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let mut lines = BufReader::new(&stream).lines();
+    let mut ask = |request: &str| -> serde_json::Value {
+        (&stream).write_all(format!("{request}\n").as_bytes()).unwrap();
+        serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
+    };
+    let faces = ask(r#"{"v":1,"get":"faces"}"#);
+    assert_eq!(faces["faces"][0]["at"], mount.dir.to_str().unwrap(), "{faces}");
+    let device = faces["faces"][0]["device"].as_str().unwrap().to_owned();
+    let stats = ask(&format!(r#"{{"v":1,"get":"stats","face":"{device}"}}"#));
+    assert_eq!(stats["stats"]["pid"], mount.pid, "{stats}");
+    assert!(ask(r#"{"v":1,"get":"stats","face":"9:9"}"#)["error"].is_string());
+    assert!(ask(r#"{"v":7,"get":"faces"}"#)["error"].as_str().unwrap().contains("version 7"));
+    let (dir, pid) = (path.parent().unwrap().to_owned(), mount.pid);
+    mount.umount();
+    assert!(!path.exists());
+    assert!(dir.join(format!("{pid}.face-{device}")).symlink_metadata().is_err(), "the link goes too");
+}
+
+#[test]
 fn the_table_shows_the_same() {
     let mount = Mount::new(&["--memory", "4M"]);
     let table = ok(&overspill(["stats".as_ref(), mount.dir.as_os_str()]));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A place on a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(super) struct Place {
     /// The file system, as `major:minor`.
     device: String,
     /// The path from that file system's own root.
@@ -21,7 +21,7 @@ impl Place {
     ///
     /// # Errors
     /// When the path cannot be resolved, or /proc is not mounted.
-    pub fn of(path: &Path) -> io::Result<Place> {
+    pub(super) fn of(path: &Path) -> io::Result<Place> {
         Place::find(&path.canonicalize()?, &std::fs::read("/proc/self/mountinfo")?)
             .ok_or_else(|| io::Error::other("no mount holds this path"))
     }
@@ -38,7 +38,7 @@ impl Place {
     }
 
     /// True if this place is `other` or below it.
-    pub fn is_within(&self, other: &Place) -> bool {
+    pub(super) fn is_within(&self, other: &Place) -> bool {
         self.device == other.device && self.path.starts_with(&other.path)
     }
 }
