@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::fusermount;
 use crate::machine::{self, Cgroup, meminfo};
-use crate::plan::Caller;
 use crate::size::human;
 
 /// Bit numbers in the mask of effective capabilities.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::mountinfo::{Entry, Mounts};
+use overspill::mountinfo::{Entry, Mounts};
 
 /// The most holders that a message names.
 const NAMED: usize = 12;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::mountinfo::{Entry, Mounts};
+use overspill::mountinfo::{Entry, Mounts};
 
 /// The memory of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

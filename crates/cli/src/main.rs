@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod caller;
 #[cfg(test)]
 mod docs;
 mod doctor;
@@ -13,7 +14,6 @@ mod fusermount;
 mod holders;
 mod machine;
 mod mount;
-mod mountinfo;
 mod options;
 mod plan;
 mod probe;

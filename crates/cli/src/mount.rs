@@ -26,11 +26,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::machine::Memory;
 use crate::options::MountSettings;
-use crate::plan::{Caller, Plan};
+use crate::plan::Plan;
 use crate::say::say;
 use crate::umount;
 

@@ -10,8 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches};
 use overspill::engine::{Debugging, Layout, Method};
 use overspill::mount::MountFlags;
 
+use crate::caller::Caller;
 use crate::error::Error;
-use crate::plan::Caller;
 use crate::size::{Amount, count};
 
 /// What was asked for; `None` is "the default".

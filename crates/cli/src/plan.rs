@@ -6,33 +6,16 @@ use overspill::engine::{EngineOptions, Layout, StoreChoice};
 use overspill::mount::MountOptions;
 use rustix::fs::Access;
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::machine::Memory;
-use crate::mountinfo::{Entry, Mounts};
 use crate::options::Requested;
 use crate::size::Amount;
+use overspill::mountinfo::{Entry, Mounts};
 
 /// With less memory there is no room for the buffers of a store and of the kernel.
 const LEAST_MEMORY: u64 = 4 << 20;
 const LEAST_SIZE: u64 = 4096;
-
-/// The user of a command: effective ids.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Caller {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-}
-
-impl Caller {
-    /// The user of this process.
-    pub(crate) fn current() -> Self {
-        Caller { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
-    }
-
-    pub(crate) fn is_root(self) -> bool {
-        self.uid == 0
-    }
-}
 
 /// The checked options of an engine and of the one mount on it.
 #[derive(Debug)]

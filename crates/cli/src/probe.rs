@@ -8,7 +8,7 @@ use overspill::stats::{Slabinfo, Stats};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::mountinfo::Entry;
+use overspill::mountinfo::Entry;
 
 /// The longest time that a living daemon may take to answer: enough for one that pages to a slow disk.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -6,10 +6,10 @@ use overspill::stats::Slabinfo;
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::mountinfo::{Entry, Mounts};
 use crate::probe;
 use crate::stats;
 use crate::watch::Watch;
+use overspill::mountinfo::{Entry, Mounts};
 
 /// `overspill slabinfo`
 #[derive(Debug, clap::Args)]

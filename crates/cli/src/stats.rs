@@ -9,12 +9,12 @@ use overspill::control::sockets;
 use overspill::stats::Stats;
 use serde_json::{Value, json};
 
+use crate::caller::Caller;
 use crate::error::Error;
-use crate::mountinfo::{Entry, Mounts};
-use crate::plan::Caller;
 use crate::probe;
 use crate::table;
 use crate::watch::Watch;
+use overspill::mountinfo::{Entry, Mounts};
 
 /// The longest time that an engine of another mount namespace may take to say what it has.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -15,13 +15,13 @@ use rustix::mount::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::fusermount;
 use crate::holders;
-use crate::mountinfo::{Entry, Mounts};
-use crate::plan::Caller;
 use crate::probe::{self, Probe};
 use crate::say::say;
+use overspill::mountinfo::{Entry, Mounts};
 
 /// Seconds that a daemon may take to end after its mount is gone.
 const DAEMON_END: i64 = 10;

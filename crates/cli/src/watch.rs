@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::mountinfo::{Entry, Mounts};
+use overspill::mountinfo::{Entry, Mounts};
 
 /// The options for printing a report.
 #[derive(Debug, clap::Args)]

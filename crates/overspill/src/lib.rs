@@ -16,6 +16,7 @@ pub mod engine;
 pub mod log;
 pub mod metrics;
 pub mod mount;
+pub mod mountinfo;
 pub mod stats;
 
 pub use overspill_runtime as runtime;

@@ -231,18 +231,18 @@ impl FaultyStore {
 }
 
 impl Space for FaultyStore {
-    fn allocate(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+    fn allocate(&self, hint: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let f = &self.faults;
         if Faults::next(&f.next_not_ready) || f.chance(&f.not_ready) {
             return Err(AllocError::NotReady);
         }
         let limit = f.full_after.load(Ordering::Relaxed);
         if limit == u64::MAX {
-            return self.inner.allocate(owner, min, max);
+            return self.inner.allocate(hint, min, max);
         }
         let room =
             u32::try_from(limit.saturating_sub(self.inner.usage().allocated_blocks)).unwrap_or(u32::MAX);
-        if room < min { Err(AllocError::Full) } else { self.inner.allocate(owner, min, max.min(room)) }
+        if room < min { Err(AllocError::Full) } else { self.inner.allocate(hint, min, max.min(room)) }
     }
 
     fn separates(&self) -> bool {

@@ -68,15 +68,15 @@ pub struct Usage {
 
 /// An array of blocks that are handed out in runs. All methods may be called from several threads at once.
 pub trait Space: Send + Sync {
-    /// Takes a run of at least `min` and at most `max` blocks (`1 <= min <= max`), the longest that is cheap to find, for
-    /// data of `owner` (an object's number): most spaces ignore it. Never blocks on I/O and allocates no memory, because
-    /// pageout calls it when there is none (R35, R59).
+    /// Takes a run of at least `min` and at most `max` blocks (`1 <= min <= max`), the longest that is cheap to find.
+    /// `hint` is a placement hint: data of one hint (an object's number) had better lie together (R59); most spaces
+    /// ignore it. Never blocks on I/O and allocates no memory, because pageout calls it when there is none (R35).
     ///
     /// # Errors
     /// [`AllocError::NotReady`] until [`Space::maintain`] has prepared more; [`AllocError::Full`].
-    fn allocate(&self, owner: u32, min: u32, max: u32) -> Result<Run, AllocError>;
+    fn allocate(&self, hint: u32, min: u32, max: u32) -> Result<Run, AllocError>;
 
-    /// True if runs of different owners lie apart, so that one write had better hold one owner's data.
+    /// True if runs of different hints lie apart, so that one write had better hold data of one hint.
     fn separates(&self) -> bool {
         false
     }

@@ -75,7 +75,7 @@ fn not_held(run: Run) -> io::Error {
 }
 
 impl Space for MemStore {
-    fn allocate(&self, _owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+    fn allocate(&self, _hint: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         let mut state = lock(&self.state);
         if let Some(run) = state.blist.allocate(min, max) {
             state.allocated += run.blocks;

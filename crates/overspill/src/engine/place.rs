@@ -1,9 +1,9 @@
 //! Places of files: a path's file system and its path within it, through any symlinks and bind mounts.
 
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use crate::mountinfo::Mounts;
 
 /// A place on a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,59 +22,22 @@ impl Place {
     /// # Errors
     /// When the path cannot be resolved, or /proc is not mounted.
     pub(super) fn of(path: &Path) -> io::Result<Place> {
-        Place::find(&path.canonicalize()?, &std::fs::read("/proc/self/mountinfo")?)
+        Place::find(&path.canonicalize()?, &Mounts::read()?)
             .ok_or_else(|| io::Error::other("no mount holds this path"))
     }
 
-    /// The place of `path`, absolute and without symlinks, among the mounts of `mountinfo`.
-    fn find(path: &Path, mountinfo: &[u8]) -> Option<Place> {
-        let lines = mountinfo.split(|&b| b == b'\n').filter_map(Mount::parse);
-        // Of several mounts on one point the last is on top.
-        let mount = lines
-            .filter(|mount| path.starts_with(&mount.point))
-            .max_by_key(|m| m.point.components().count())?;
-        let below = path.strip_prefix(&mount.point).ok()?;
-        Some(Place { device: mount.device, path: mount.root.join(below), fs_type: mount.fs_type })
+    /// The place of `path`, absolute and without symlinks, among `mounts`.
+    fn find(path: &Path, mounts: &Mounts) -> Option<Place> {
+        let mount = mounts.containing(path)?;
+        let below = path.strip_prefix(&mount.mountpoint).ok()?;
+        let fs_type = mount.fstype.clone();
+        Some(Place { device: mount.dev.clone(), path: mount.root.join(below), fs_type })
     }
 
     /// True if this place is `other` or below it.
     pub(super) fn is_within(&self, other: &Place) -> bool {
         self.device == other.device && self.path.starts_with(&other.path)
     }
-}
-
-struct Mount {
-    device: String,
-    root: PathBuf,
-    point: PathBuf,
-    fs_type: String,
-}
-
-impl Mount {
-    /// A line of mountinfo: `id parent major:minor root mountpoint options fields… - type source options`.
-    fn parse(line: &[u8]) -> Option<Mount> {
-        let mut fields = line.split(|&b| b == b' ').skip(2);
-        let device = String::from_utf8(fields.next()?.to_vec()).ok()?;
-        let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
-        let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some(Mount { device, root, point, fs_type: String::from_utf8(fs_type.to_vec()).ok()? })
-    }
-}
-
-/// Decodes spaces and the like, which are written as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        if let ([a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..], b'\\') = (tail, first) {
-            out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-            rest = after;
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
 }
 
 #[cfg(test)]
@@ -87,23 +50,16 @@ mod tests {
 
     #[test]
     fn sees_through_bind_mounts() {
-        let scratch = Place::find(Path::new("/mnt/scratch"), INFO).unwrap();
-        let bound = Place::find(Path::new("/b/store"), INFO).unwrap();
+        let scratch = Place::find(Path::new("/mnt/scratch"), &Mounts::parse(INFO)).unwrap();
+        let bound = Place::find(Path::new("/b/store"), &Mounts::parse(INFO)).unwrap();
         assert!(bound.is_within(&scratch), "/b is /mnt/scratch/sub (R14)");
         assert!(!scratch.is_within(&bound));
-        assert!(!Place::find(Path::new("/mnt/scratch2"), INFO).unwrap().is_within(&scratch));
+        assert!(!Place::find(Path::new("/mnt/scratch2"), &Mounts::parse(INFO)).unwrap().is_within(&scratch));
     }
 
     #[test]
     fn knows_types_and_escapes() {
-        let place = Place::find(Path::new("/mnt/over lay/x"), INFO).unwrap();
+        let place = Place::find(Path::new("/mnt/over lay/x"), &Mounts::parse(INFO)).unwrap();
         assert_eq!((place.fs_type.as_str(), place.path.as_path()), ("fuse.overspill", Path::new("/x")));
-    }
-
-    #[test]
-    fn garbage_is_no_mount() {
-        for line in [&b""[..], b"1 2", b"1 2 3:4 / /x rw", b"- - - - - - -", b"\\04 \\999 \\"] {
-            assert_eq!(Place::find(Path::new("/x"), line), None);
-        }
     }
 }

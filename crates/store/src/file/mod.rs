@@ -142,7 +142,7 @@ fn largest_file() -> u32 {
 
 impl Space for FileStore {
     /// `min` is at most [`GROUP`]: longer runs are not promised, so asking for one is answered `Full`.
-    fn allocate(&self, _owner: u32, min: u32, max: u32) -> Result<Run, AllocError> {
+    fn allocate(&self, _hint: u32, min: u32, max: u32) -> Result<Run, AllocError> {
         if min > GROUP {
             return Err(AllocError::Full);
         }

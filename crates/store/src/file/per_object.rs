@@ -1,4 +1,4 @@
-//! The second layout (R59): a file for each owner, all without a name, in one directory.
+//! The second layout (R59): a file for each owner, which is what the placement hint names, all without a name, in one directory.
 //!
 //! ```text
 //!   block     window (4096 blocks) | block in it         windows are numbers only: they cost nothing on the disk

@@ -7,12 +7,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Common;
-use super::cgroup::Cgroup;
-use super::data::{self, Rng};
-use super::report::{Measure, Report, Unit, Value, interleave};
-use super::tools::{self, During as _, GIB, MIB, Outcome, Size};
-use super::worlds::{self, Disk, Kind, Setup, World};
+use crate::cgroup::Cgroup;
+use crate::common::Common;
+use crate::data::{self, Rng};
+use crate::report::{Measure, Report, Unit, Value, interleave};
+use crate::tools::{self, During as _, GIB, MIB, Outcome, Size};
+use crate::worlds::{self, Disk, Kind, Setup, World};
 
 /// Arguments of `bench economy`.
 #[derive(Debug, clap::Args)]

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::cgroup::Cgroup;
-use super::report::{Measure, Report, Unit, Value};
-use super::tools::{self, During as _, MIB, Outcome, Size};
-use super::undo;
-use super::worlds::{self, Kind, RELAXED, Setup, World};
-use super::{Common, DiskArg, Turns};
+use crate::cgroup::Cgroup;
+use crate::common::{Common, DiskArg};
+use crate::report::{Measure, Report, Unit, Value};
+use crate::tools::{self, During as _, MIB, Outcome, Size};
+use crate::turns::Turns;
+use crate::undo;
+use crate::worlds::{self, Kind, RELAXED, Setup, World};
 
 /// Arguments of `bench build`.
 #[derive(Debug, clap::Args)]

@@ -1,16 +1,16 @@
 //! `bench slab`: the slab allocator against glibc's, jemalloc, mimalloc and snmalloc, and against the historical zone
 //! allocator (R50, R73).
 //!
-//! Each allocator runs all rows in a process of its own, of the package `crates/slab/benches`, which is built
+//! Each allocator runs all rows in a process of its own, of the package `bench/rivals`, which is built
 //! separately; the processes run in turn. "Best" is the best of today's four in a row, with its name in the note.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::Common;
-use super::report::{Measure, Report, Unit, Value, interleave, summarise};
-use super::tools::{self, Outcome};
+use crate::common::Common;
+use crate::report::{Measure, Report, Unit, Value, interleave, summarise};
+use crate::tools::{self, Outcome};
 
 /// Arguments of `bench slab`.
 #[derive(Debug, clap::Args)]
@@ -138,7 +138,7 @@ fn program() -> Outcome<PathBuf> {
     let target = tools::workspace().join("target/rivals");
     let mut build = Command::new(cargo);
     build
-        .args(["build", "--quiet", "--release", "--manifest-path", "crates/slab/benches/Cargo.toml"])
+        .args(["build", "--quiet", "--release", "--manifest-path", "bench/rivals/Cargo.toml"])
         .arg("--target-dir")
         .arg(&target)
         .current_dir(tools::workspace());

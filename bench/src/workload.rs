@@ -1,6 +1,6 @@
 //! The process that works in a world: one phase on one file, then one line of JSON.
 //!
-//! It runs as a child of the bench (`xtask bench workload`), in the memory group, so that its death by the OOM killer
+//! It runs as a child of the bench (`overspill-bench workload`), in the memory group, so that its death by the OOM killer
 //! is a result and not the end of the bench. Each operation is timed by itself.
 
 use std::fs::File;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::Advice;
 use serde_json::json;
 
-use super::cgroup::Cgroup;
-use super::data::{self, Histogram, PAGE, Rng, Zipf};
-use super::tools::{During as _, Outcome, finish};
+use crate::cgroup::Cgroup;
+use crate::data::{self, Histogram, PAGE, Rng, Zipf};
+use crate::tools::{During as _, Outcome, finish};
 
 /// Bytes of one sequential operation.
 pub(crate) const BLOCK: usize = 1 << 20;
@@ -224,9 +224,9 @@ impl Job<'_> {
         use clap::ValueEnum as _;
         use std::os::unix::process::ExitStatusExt as _;
         let program = std::env::current_exe().during("finding this program")?;
-        let mut command = super::worlds::as_user(self.user, Some(group), &program)?;
+        let mut command = crate::worlds::as_user(self.user, Some(group), &program)?;
         let phase = self.phase.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-        command.args(["bench", "workload", &phase]).arg(self.file);
+        command.args(["workload", &phase]).arg(self.file);
         command.args(["--size", &self.size.to_string(), "--seconds", &self.seconds.to_string()]);
         command.args(["--threads", &self.threads.to_string(), "--seed", &self.seed.to_string()]);
         let (status, output) = finish(command.stdin(Stdio::null()), patience)?;

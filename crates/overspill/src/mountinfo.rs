@@ -16,76 +16,86 @@ const MAX_LINKS: usize = 40;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Ids of the mount and of its parent.
-    pub(crate) id: u64,
-    pub(crate) parent: u64,
+pub struct Entry {
+    /// Id of the mount.
+    pub id: u64,
+    /// Id of the mount on which it lies.
+    pub parent: u64,
     /// `major:minor` of the file system's device.
-    pub(crate) dev: String,
+    pub dev: String,
     /// The directory inside the file system that is mounted.
-    pub(crate) root: PathBuf,
-    pub(crate) mountpoint: PathBuf,
-    pub(crate) fstype: String,
-    pub(crate) source: OsString,
+    pub root: PathBuf,
+    /// The directory on which it is mounted.
+    pub mountpoint: PathBuf,
+    /// Type of the file system.
+    pub fstype: String,
+    /// The source, as its maker named it.
+    pub source: OsString,
     /// Options of the file system (not of this mount).
-    pub(crate) options: String,
+    pub options: String,
 }
 
 impl Entry {
     /// True if this is an overspill mount.
-    pub(crate) fn is_overspill(&self) -> bool {
+    pub fn is_overspill(&self) -> bool {
         self.fstype == FSTYPE || (self.fstype == "fuse" && self.source == "overspill")
     }
 
     /// A numeric option of the file system, such as `user_id=`.
-    pub(crate) fn option_u32(&self, name: &str) -> Option<u32> {
+    pub fn option_u32(&self, name: &str) -> Option<u32> {
         self.options.split(',').find_map(|o| o.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     }
 
     /// The number of the FUSE connection in `/sys/fs/fuse/connections`.
-    pub(crate) fn connection(&self) -> Option<&str> {
+    pub fn connection(&self) -> Option<&str> {
         self.dev.split_once(':').map(|(_, minor)| minor)
     }
 }
 
 /// The mounts that this process sees, in the order in which they were made.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Mounts(Vec<Entry>);
+pub struct Mounts(Vec<Entry>);
 
 impl Mounts {
     /// Reads the mounts of this process.
-    pub(crate) fn read() -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn read() -> std::io::Result<Self> {
         Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
     /// Parses the text of a mountinfo file; skips lines that are malformed.
-    pub(crate) fn parse(text: &[u8]) -> Self {
+    pub fn parse(text: &[u8]) -> Self {
         Mounts(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
     }
 
     /// Every mount.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.0.iter()
     }
 
     /// The mount at exactly `path`: the topmost, if several are stacked.
-    pub(crate) fn at(&self, path: &Path) -> Option<&Entry> {
+    pub fn at(&self, path: &Path) -> Option<&Entry> {
         self.0.iter().rev().find(|e| e.mountpoint == path)
     }
 
     /// The mount on which `path` (absolute, without links) lies.
-    pub(crate) fn containing(&self, path: &Path) -> Option<&Entry> {
+    pub fn containing(&self, path: &Path) -> Option<&Entry> {
         path.ancestors().find_map(|p| self.at(p))
     }
 
     /// The mounts that sit directly on `entry`.
-    pub(crate) fn children<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a Entry> {
+    pub fn children<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a Entry> {
         self.0.iter().filter(move |e| e.parent == entry.id)
     }
 
     /// Makes `path` absolute and free of links without touching an overspill mount: names below one are taken as they
     /// are. Names that do not exist are kept too.
-    pub(crate) fn resolve(&self, path: &Path) -> std::io::Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When a link leads in a circle, or there is no working directory.
+    pub fn resolve(&self, path: &Path) -> std::io::Result<PathBuf> {
         let mut rest: VecDeque<OsString> = VecDeque::new();
         push_front(&mut rest, path);
         let mut at = if path.is_absolute() { PathBuf::from("/") } else { std::env::current_dir()? };

@@ -1,6 +1,6 @@
 //! A memory group (cgroup) for workload and daemon together: version 1 or 2, whichever this machine has.
 //!
-//! It lies directly below the root of the hierarchy. Processes enter it by `xtask bench within GROUP -- COMMAND`,
+//! It lies directly below the root of the hierarchy. Processes enter it by `overspill-bench within GROUP -- COMMAND`,
 //! before they touch memory. Its removal kills the processes that still run in it, by pid.
 
 use std::os::unix::process::CommandExt as _;
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::tools::{During as _, Outcome, is_root};
-use super::undo::{self, Guard};
+use crate::tools::{During as _, Outcome, is_root};
+use crate::undo::{self, Guard};
 
 /// The hierarchy in which groups can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Cgroup {
     /// A command that runs in the group.
     pub(crate) fn command(&self, program: &Path) -> Outcome<Command> {
         let mut command = Command::new(std::env::current_exe().during("finding this program")?);
-        command.args(["bench", "within"]).arg(&self.path).arg("--").arg(program);
+        command.args(["within"]).arg(&self.path).arg("--").arg(program);
         Ok(command)
     }
 
@@ -142,7 +142,7 @@ fn remove(path: &Path) -> Outcome<()> {
     }
 }
 
-/// `xtask bench within`: enters the group and becomes the command. Returns only on an error, which it describes.
+/// `overspill-bench within`: enters the group and becomes the command. Returns only on an error, which it describes.
 pub(crate) fn become_within(group: &Path, command: &[std::ffi::OsString]) -> String {
     if let Err(e) = std::fs::write(group.join("cgroup.procs"), "0") {
         return format!("entering {}: {e}", group.display());

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::cgroup::Cgroup;
-use super::report::{Measure, Report, Unit, Value};
-use super::tools::{self, During as _, MIB, Outcome, Size, run, run_for};
-use super::worlds::{self, Disk, Kind, Setup, World, as_user};
-use super::{Common, DiskArg, Turns, undo};
+use crate::cgroup::Cgroup;
+use crate::common::{Common, DiskArg};
+use crate::report::{Measure, Report, Unit, Value};
+use crate::tools::{self, During as _, MIB, Outcome, Size, run, run_for};
+use crate::turns::Turns;
+use crate::undo;
+use crate::worlds::{self, Disk, Kind, Setup, World, as_user};
 
 /// Arguments of `bench database`.
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::tools::{Outcome, first_line, is_root, workspace};
+use crate::tools::{Outcome, first_line, is_root, workspace};
 
 /// Units of measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

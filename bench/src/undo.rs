@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::tools::{During as _, Outcome};
+use crate::tools::{During as _, Outcome};
 
 /// Unmakes one thing.
 pub(crate) type Undo = Box<dyn FnOnce() -> Outcome<()> + Send>;

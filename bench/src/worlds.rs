@@ -8,9 +8,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::cgroup::{Cgroup, Throttle};
-use super::tools::{During as _, MIB, Outcome, is_root, run, run_for};
-use super::undo::{self, Guard, Guards};
+use crate::cgroup::{Cgroup, Throttle};
+use crate::tools::{During as _, MIB, Outcome, is_root, run, run_for};
+use crate::undo::{self, Guard, Guards};
 
 /// Overspill, or one of its rivals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,11 +11,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::data::{PAGE, Rng};
-use super::report::{Measure, Report, Unit, Value};
-use super::tools::{self, During as _, GIB, MIB, Outcome, Size, is_root};
-use super::worlds::{self, Disk, Kind, Setup, World};
-use super::{Common, Turns};
+use crate::common::Common;
+use crate::data::{PAGE, Rng};
+use crate::report::{Measure, Report, Unit, Value};
+use crate::tools::{self, During as _, GIB, MIB, Outcome, Size, is_root};
+use crate::turns::Turns;
+use crate::worlds::{self, Disk, Kind, Setup, World};
 
 /// Arguments of `bench mount`.
 #[derive(Debug, clap::Args)]

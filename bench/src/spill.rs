@@ -7,13 +7,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cgroup::Cgroup;
-use super::data;
-use super::report::{Measure, Report, Unit, Value};
-use super::tools::{self, During as _, GIB, MIB, Outcome, Size};
-use super::workload::{Done, Ending, Job, Phase, ZIPF};
-use super::worlds::{self, Disk, Kind, Setup, World};
-use super::{Common, DiskArg, Turns};
+use crate::cgroup::Cgroup;
+use crate::common::{Common, DiskArg};
+use crate::data;
+use crate::report::{Measure, Report, Unit, Value};
+use crate::tools::{self, During as _, GIB, MIB, Outcome, Size};
+use crate::turns::Turns;
+use crate::workload::{Done, Ending, Job, Phase, ZIPF};
+use crate::worlds::{self, Disk, Kind, Setup, World};
 
 /// Arguments of `bench spill`.
 #[derive(Debug, clap::Args)]
