@@ -38,7 +38,7 @@ pub enum VmError {
     /// Memory and the store are full, so pageout can free nothing; or there is no memory for metadata (ENOSPC).
     #[error("memory and store are full")]
     NoMemory,
-    /// The bytes are gone: their slot in the store was damaged, or they were never taken in (EIO).
+    /// The bytes are gone: their copy in the store was damaged, or they were never taken in (EIO).
     #[error("the data of this page is lost")]
     Lost,
     /// The store could not be read; a later try may succeed (EIO).

@@ -183,7 +183,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "version",
         "a page written anew keeps its old slot",
         STATE,
-        "        self.states.set(bit, State::Dirty);\n        self.forget_slots(bit);\n",
+        "        self.states.set(bit, State::Dirty);\n        self.forget_copies(bit);\n",
         "        self.states.set(bit, State::Dirty);\n",
     ),
     fault(

@@ -148,6 +148,10 @@ unsafe impl<S: PageSource> PageSource for Limited<S> {
         // SAFETY: by the caller's contract.
         unsafe { self.source.discard(at, bytes) }
     }
+
+    fn trim(&self) -> usize {
+        self.source.trim()
+    }
 }
 
 /// Fault injection: another source that refuses on demand.
@@ -199,6 +203,10 @@ unsafe impl<S: PageSource> PageSource for Faulty<S> {
     unsafe fn discard(&self, at: NonNull<u8>, bytes: usize) -> bool {
         // SAFETY: by the caller's contract.
         unsafe { self.source.discard(at, bytes) }
+    }
+
+    fn trim(&self) -> usize {
+        self.source.trim()
     }
 }
 

@@ -13,7 +13,7 @@
 //! ```
 //! A discard makes any of them absent. Clean is for faces that promote pages on read; pageout frees the bytes of pages
 //! whose cluster is made, so no page is clean yet. Only a cluster's extent knows if it is in compressed memory or in a
-//! store. A page's slot in a cluster dies when the page is written (R57).
+//! store. A page's copy in a cluster dies when the page is written (R57).
 //!
 //! Invariants, checked by [`ChunkState::check`]: the table above; clusters do not overlap; `bytes` holds the resident
 //! pages' bytes in page order; a chunk with resident pages is on a page queue.
@@ -173,11 +173,11 @@ impl ChunkState {
     fn mark_dirty(&mut self, page: usize) {
         let bit = 1 << page;
         self.states.set(bit, State::Dirty);
-        self.forget_slots(bit);
+        self.forget_copies(bit);
     }
 
-    /// Frees the pages' slots; an extent goes with its last page (R57).
-    fn forget_slots(&mut self, set: PageSet) {
+    /// Frees the pages' copies in clusters; an extent goes with its last page (R57).
+    fn forget_copies(&mut self, set: PageSet) {
         self.clusters.retain(|cluster| cluster.live & !set != 0);
         for cluster in &mut self.clusters {
             let dying = cluster.live & set;
@@ -257,7 +257,7 @@ impl ChunkState {
         let gone = (self.existing() & set).count_ones();
         self.drop_bytes(set & self.resident());
         self.states.set(set, State::None);
-        self.forget_slots(set);
+        self.forget_copies(set);
         gone
     }
 
@@ -309,14 +309,14 @@ impl ChunkState {
     pub(crate) fn lose_strip(&mut self, extent: &Ref<Extent>, strip: usize) {
         let hit = self.clusters.iter().filter(|c| Ref::ptr_eq(&c.extent, extent));
         let set = hit.fold(0, |set, cluster| set | cluster.live) & extent.pages_of(strip);
-        // A clean page still has its bytes: it loses its slot only.
-        self.forget_slots(set);
+        // A clean page still has its bytes: it loses its copy in a cluster only.
+        self.forget_copies(set);
         let clean = set & self.resident();
         self.states.set(clean, State::Dirty);
         self.states.set(set & !clean, State::Lost);
     }
 
-    /// Drops the bytes of clean pages: their slot has them. Returns the bytes freed.
+    /// Drops the bytes of clean pages: their cluster has them. Returns the bytes freed.
     pub(crate) fn drop_clean(&mut self) -> usize {
         let clean = self.states.all(State::Clean);
         let freed = members(clean).map(|page| self.bytes[self.rank(page)].cost()).sum();

@@ -74,7 +74,7 @@ impl Lent {
 pub enum Access {
     /// Read it.
     Read,
-    /// Change it: it becomes resident and dirty, and its slot in a store is freed.
+    /// Change it: it becomes resident and dirty, and its copy in a cluster is freed.
     Write,
 }
 

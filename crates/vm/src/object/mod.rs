@@ -6,7 +6,7 @@
 //! order them themselves.
 //!
 //! ```text
-//!   write ─ reserve frames ─► tree (shared; own chunk?) ─► chunk ─► copy once, dirty, old slot dropped
+//!   write ─ reserve frames ─► tree (shared; own chunk?) ─► chunk ─► copy once, dirty, old copy dropped
 //!                             tree (exclusive: new or shared chunk) ┘
 //!   read ── tree (shared) ─► chunk ─► copy; pages that are not resident: page-in, copy, let go
 //! ```

@@ -229,7 +229,7 @@ impl Object {
         self.write(start, &ZEROS[..piece.len], Allowance::Reserve).await.map_err(|(_, error)| error)
     }
 
-    /// Makes pages `start..end` absent at once: their frames and slots are freed, nothing is written (R8).
+    /// Makes pages `start..end` absent at once: their frames and copies in clusters are freed, nothing is written (R8).
     ///
     /// # Errors
     /// [`VmError::NoMemory`] when nodes or chunks that other objects show too must be copied and there is no memory;
