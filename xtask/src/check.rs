@@ -28,7 +28,7 @@ pub(crate) const MODEL_CHECKED: [(&str, &[&str]); 5] = [
     ("overspill-slab", &["--test", "shuttle"]),
     ("overspill-runtime", &["--lib", "wake::model"]),
     ("overspill-runtime", &["--lib", "here::model"]),
-    ("overspill-fuse", &["--lib", "park::model"]),
+    ("overspill-mount", &["--lib", "park::model"]),
 ];
 
 /// Everything: checks, tests, and the simulation.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::run::root;
 
 /// Crates by layer, low to high: each may use those before it only, and not those named as its peers.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("sys", &[]),
     ("slab", &[]),
     ("codec", &[]),
@@ -14,8 +14,9 @@ const LAYERS: [(&str, &[&str]); 10] = [
     ("vm", &["sys", "slab", "codec", "store"]),
     ("runtime", &["sys", "slab", "store", "vm"]),
     ("tmpfs", &["slab", "vm"]),
-    ("fuse", &["sys", "vm", "runtime", "tmpfs"]),
-    ("overspill", &["sys", "slab", "store", "vm", "runtime", "tmpfs", "fuse"]),
+    ("fuse", &["sys"]),
+    ("mount", &["sys", "vm", "runtime", "tmpfs", "fuse"]),
+    ("overspill", &["sys", "slab", "store", "vm", "runtime", "tmpfs", "mount"]),
     ("cli", &["overspill"]),
 ];
 

@@ -28,6 +28,7 @@ pub(crate) struct Requested {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) flags: MountFlags,
+    pub(crate) writeback: bool,
     pub(crate) force: bool,
     pub(crate) debug: Debugging,
 }
@@ -179,6 +180,13 @@ pub(crate) const OPTIONS: &[MountOption] = &[
         form: Form::Word(true, None, |r, _| r.flags.allow_other = true),
         help: "Let other users in (as a user: needs user_allow_other in /etc/fuse.conf)",
         default: "on if you are root",
+    },
+    MountOption {
+        name: "writeback",
+        form: Form::Word(true, None, |r, _| r.writeback = true),
+        help: "Let the kernel keep what is written and write it back later: faster for small changes of large files, but \
+               write(2) no longer reports a full disk",
+        default: "written through",
     },
     MountOption {
         name: "defaults",

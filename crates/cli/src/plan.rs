@@ -65,6 +65,7 @@ impl Plan {
             uid: asked.uid.unwrap_or(caller.uid),
             gid: asked.gid.unwrap_or(caller.gid),
             flags: asked.flags,
+            writeback: asked.writeback,
         };
         Ok(Plan { engine, mount })
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use overspill_fuse::{FuseOptions, Mounted, Tuning};
+use overspill_mount::{FuseOptions, Mounted, Tuning};
 use overspill_tmpfs::{TmpFs, TmpFsConfig};
 use overspill_vm::{PAGE, Vm};
 
@@ -29,9 +29,11 @@ pub struct MountOptions {
     pub gid: u32,
     /// Restrictions that the kernel holds.
     pub flags: MountFlags,
+    /// Let the kernel keep what is written, and write it back later.
+    pub writeback: bool,
 }
 
-pub use overspill_fuse::MountFlags;
+pub use overspill_mount::MountFlags;
 
 /// A mount that is being served. Dropping it ends the service.
 pub struct Mount {
@@ -77,11 +79,13 @@ impl Engine {
         let fuse = FuseOptions {
             mountpoint: options.mountpoint.clone(),
             flags: options.flags,
+            writeback: options.writeback,
+            uring: !self.options().debug.no_uring,
             evict: self.options().debug.evict,
             tuning,
-            dirty_max: self.options().dirty_max(),
+            dirty_max: self.options().dirty_max(options.writeback),
         };
-        let mounted = overspill_fuse::mount(&fs, &fuse, self.spawner(), Box::new(often))?;
+        let mounted = overspill_mount::mount(&fs, &fuse, self.spawner(), Box::new(often))?;
         let info = FaceInfo {
             kind: FaceKind::Mount,
             at: options.mountpoint.display().to_string(),

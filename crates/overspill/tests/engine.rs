@@ -30,6 +30,7 @@ fn options(mountpoint: &Path) -> MountOptions {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         flags: MountFlags::default(),
+        writeback: false,
     }
 }
 

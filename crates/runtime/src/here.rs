@@ -51,6 +51,18 @@ impl Here {
         &self.spawn
     }
 
+    /// Tries `op` on this thread, without waiting. `None` if it does not end at once: then it was dropped.
+    pub fn try_once<T>(&self, op: impl Future<Output = T>) -> Option<T> {
+        let op = pin!(op);
+        self.spawn.begin();
+        let polled = op.poll(&mut Context::from_waker(Waker::noop()));
+        self.spawn.begun(false);
+        match polled {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
     /// Runs `op` on this thread. `None` if it does not end at once or nearly so: then it was dropped.
     pub fn run<T>(&self, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);

@@ -45,10 +45,13 @@ pub fn trim_heap() {
 ///
 /// # Errors
 /// If the system gives no more threads.
-pub fn spawn_or_die(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub fn spawn_or_die<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name.into()).spawn(move || {
         let _dies = DieOnUnwind;
-        run();
+        run()
     })
 }
 

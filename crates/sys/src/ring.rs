@@ -114,6 +114,10 @@ pub struct RingDone {
 pub struct RingWaker(Arc<OwnedFd>);
 
 impl RingWaker {
+    pub(crate) fn new(bell: Arc<OwnedFd>) -> RingWaker {
+        RingWaker(bell)
+    }
+
     /// Ends the wait under way, or the next one.
     pub fn wake(&self) {
         // Can only fail after 2^64 wake-ups that nobody looked at.

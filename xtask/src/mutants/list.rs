@@ -46,7 +46,9 @@ impl Suite {
             Suite::Store => test(&["overspill-store", "--lib", "--tests"], &[]),
             Suite::Driver => test(&["overspill-runtime", "--lib", "--tests"], &[]),
             Suite::DriverModel => test(&["overspill-runtime", "--features", "shuttle", "--lib"], &["model"]),
-            Suite::ParkModel => test(&["overspill-fuse", "--features", "shuttle", "--lib"], &["park::model"]),
+            Suite::ParkModel => {
+                test(&["overspill-mount", "--features", "shuttle", "--lib"], &["park::model"])
+            }
         }
     }
 }
@@ -69,7 +71,7 @@ impl Fault {
             vec![Suite::Simulation, Suite::Vm, Suite::VmModel]
         } else if self.file.starts_with("crates/store/") {
             vec![Suite::Store, Suite::Simulation]
-        } else if self.file.starts_with("crates/fuse/") {
+        } else if self.file.starts_with("crates/mount/") {
             vec![Suite::ParkModel]
         } else {
             vec![Suite::DriverModel, Suite::Driver]
@@ -102,7 +104,7 @@ const HEALTH: &str = "crates/vm/src/memory/health.rs";
 const HERE: &str = "crates/runtime/src/here.rs";
 const LOOK: &str = "crates/vm/src/object/read.rs";
 const PAGER: &str = "crates/vm/src/pager.rs";
-const PARK: &str = "crates/fuse/src/park.rs";
+const PARK: &str = "crates/mount/src/park.rs";
 const REVOKE: &str = "crates/vm/src/revoke.rs";
 const SERVICE: &str = "crates/vm/src/pagein/service.rs";
 const SLOTS: &str = "crates/vm/src/pagein/slots.rs";

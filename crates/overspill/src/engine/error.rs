@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use overspill_fuse::FuseError;
+use overspill_mount::FuseError;
 use overspill_store::StoreError;
 use overspill_tmpfs::FsError;
 

@@ -9,7 +9,7 @@ mod store;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use overspill_fuse::Tuning;
+use overspill_mount::Tuning;
 use overspill_runtime::{Driver, DriverOptions, Spawn};
 use overspill_vm::{Pager, Vm, VmConfig, VmError};
 

@@ -27,8 +27,10 @@ pub struct EngineOptions {
 
 impl EngineOptions {
     /// Bytes that the kernel may hold dirty for a mount on this engine.
-    pub(crate) fn dirty_max(&self) -> u64 {
+    pub(crate) fn dirty_max(&self, writeback: bool) -> u64 {
         match self.store {
+            // Written through, only mappings make dirty pages.
+            _ if !writeback => (self.memory / 16).clamp(1 << 20, 64 << 20),
             // Promised data must fit into memory itself.
             StoreChoice::None => (self.memory / 16).clamp(1 << 20, 64 << 20),
             // Each dirty page may be far from all others, and then takes half as much again in metadata.

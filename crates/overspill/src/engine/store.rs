@@ -24,7 +24,7 @@ pub(super) fn open(
     check_location_of(path, options)?;
     // Slots of dead pages stay taken until their cluster's last page dies, at worst one page in sixteen. The disk
     // itself limits the space they take (limit_to_capacity), so the numbering does not run out first.
-    let capacity = (16 * (options.capacity.saturating_add(2 * options.dirty_max()) / PAGE as u64))
+    let capacity = (16 * (options.capacity.saturating_add(2 * options.dirty_max(true)) / PAGE as u64))
         .saturating_add(1 << 14);
     let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
     let (file, io_mode): (Arc<dyn Store>, IoMode) = match (&options.store, options.layout) {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use fuser::{INodeNo, Notifier};
+use overspill_fuse::Device;
 
 enum Ask {
     /// Drop the kernel's copy of a file, then call this.
@@ -39,7 +39,7 @@ pub(crate) struct Kernel {
     asks: Sender<Ask>,
     stale: Arc<Mutex<Stale>>,
     turns: Arc<Mutex<Turns>>,
-    notifier: Arc<OnceLock<Notifier>>,
+    device: Arc<OnceLock<Arc<Device>>>,
 }
 
 impl Kernel {
@@ -48,15 +48,15 @@ impl Kernel {
     pub(crate) fn new() -> std::io::Result<Kernel> {
         let (asks, asked) = channel();
         let stale = Arc::new(Mutex::new(Stale::default()));
-        let notifier = Arc::new(OnceLock::new());
+        let device = Arc::new(OnceLock::new());
         let turns = Arc::new(Mutex::new(Turns::default()));
-        let (theirs, t, n) = (stale.clone(), turns.clone(), notifier.clone());
+        let (theirs, t, n) = (stale.clone(), turns.clone(), device.clone());
         overspill_sys::process::spawn_or_die("kernel", move || run(&asked, &theirs, &t, &n))?;
-        Ok(Kernel { asks, stale, turns, notifier })
+        Ok(Kernel { asks, stale, turns, device })
     }
 
-    pub(crate) fn connect(&self, notifier: Notifier) {
-        let _ = self.notifier.set(notifier);
+    pub(crate) fn connect(&self, device: Arc<Device>) {
+        let _ = self.device.set(device);
     }
 
     /// Calls `then` after the kernel has written back all dirty data of a file.
@@ -82,7 +82,7 @@ impl Kernel {
     /// The same before this returns. It waits for no request of ours: the kernel drops attributes alone under no lock
     /// that a request holds, and an inode that the kernel is just freeing has no request under way.
     pub(crate) fn drop_attributes_now(&self, ino: u64) {
-        forget(&self.notifier, ino, ATTRIBUTES);
+        forget(&self.device, ino, ATTRIBUTES);
     }
 
     /// The same, but attributes of a file that were dropped just now are dropped again when [`TURN`] has passed.
@@ -115,21 +115,21 @@ const ATTRIBUTES: i64 = -1;
 const ALL: i64 = 0;
 
 /// Makes the kernel drop its copy of an inode from this offset to the end.
-fn forget(notifier: &OnceLock<Notifier>, ino: u64, from: i64) {
-    if let Some(notifier) = notifier.get() {
+fn forget(device: &OnceLock<Arc<Device>>, ino: u64, from: i64) {
+    if let Some(device) = device.get() {
         // An inode that the kernel has forgotten by itself is no failure.
-        let _ = notifier.inval_inode(INodeNo(ino), from, 0);
+        let _ = device.drop_copy(ino, from, 0);
     }
 }
 
-fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, notifier: &OnceLock<Notifier>) {
+fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, device: &OnceLock<Arc<Device>>) {
     let mut turn_ends: Option<Instant> = None;
     loop {
         if turn_ends.is_some_and(|end| end <= Instant::now()) {
             turn_ends = None;
             // The next change of each file is passed on at once again.
             let turns = std::mem::take(&mut *turns.lock().unwrap_or_else(PoisonError::into_inner));
-            turns.wait.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
+            turns.wait.into_iter().for_each(|ino| forget(device, ino, ATTRIBUTES));
         }
         let ask = match turn_ends {
             None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -137,13 +137,13 @@ fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, notifi
         };
         match ask {
             Ok(Ask::WriteBack(ino, then)) => {
-                forget(notifier, ino, ALL);
+                forget(device, ino, ALL);
                 then();
             }
             Ok(Ask::DropStale) => {
                 let stale = std::mem::take(&mut *stale.lock().unwrap_or_else(PoisonError::into_inner));
-                stale.attributes.into_iter().for_each(|ino| forget(notifier, ino, ATTRIBUTES));
-                stale.data.into_iter().for_each(|ino| forget(notifier, ino, ALL));
+                stale.attributes.into_iter().for_each(|ino| forget(device, ino, ATTRIBUTES));
+                stale.data.into_iter().for_each(|ino| forget(device, ino, ALL));
             }
             Ok(Ask::Turn) => turn_ends = Some(Instant::now() + TURN),
             Err(RecvTimeoutError::Timeout) => {}

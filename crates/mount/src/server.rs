@@ -4,42 +4,76 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fuser::FileAttr;
+use overspill_fuse::Request;
 use overspill_tmpfs::{FsError, Orphans, TmpFs};
 
 use crate::kernel::Kernel;
 use crate::park::Parking;
+use crate::prime::Prime;
 use crate::space::Space;
 
 /// Sizes of the transport, chosen from the memory that may be spent on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Threads that read requests.
+    /// Threads that read requests, without io_uring.
     pub threads: usize,
+    /// Queues of io_uring; none where the kernel has no such transport, or memory is too short for them.
+    pub rings: Option<Rings>,
     /// Most bytes of a request.
     pub max_write: u32,
     /// Most requests that the kernel sends at once without a process known to wait for them.
     pub max_background: u16,
 }
 
+/// Bytes of the payload of a request's place in a ring: larger ones are no faster.
+const RING_PAYLOAD: u32 = 128 << 10;
+
+/// The fewest places for each processor with which rings are worth having.
+const LEAST_PLACES: usize = 4;
+
 impl Tuning {
-    /// A transport that takes about a tenth of `memory` bytes.
+    /// A transport that takes about a tenth of `memory` bytes: by io_uring, where the kernel has rings and there is
+    /// memory for them.
     pub fn for_memory(memory: usize) -> Tuning {
         // Many requests matter more than large ones: sixteen readers fill a queue of sixteen, and then wait for a
         // place.
         let max_write = (memory / 1024).next_power_of_two().clamp(128 << 10, 1 << 20);
         let background = (memory / 32 / max_write).clamp(4, 64);
-        Tuning {
+        let classic = Tuning {
             threads: (memory >> 24).clamp(4, 16),
+            rings: None,
             max_write: u32::try_from(max_write).unwrap_or(1 << 20),
             max_background: u16::try_from(background).unwrap_or(64),
+        };
+        let Some(processors) = overspill_fuse::ring_queues() else { return classic };
+        let places = (memory / 16 / RING_PAYLOAD as usize / processors).min(16);
+        if places < LEAST_PLACES {
+            return classic;
+        }
+        let background = (memory / 32 / RING_PAYLOAD as usize).clamp(4, 64);
+        Tuning {
+            rings: Some(Rings { processors, places }),
+            max_write: RING_PAYLOAD,
+            max_background: u16::try_from(background).unwrap_or(64),
+            ..classic
         }
     }
 
-    /// Most bytes that the transport may take: a request and a reply per thread, and each parked request's data.
+    /// Most bytes that the transport may take: a request and a reply per thread, or the places of the rings; and each
+    /// parked request's data.
     pub fn memory(self) -> usize {
-        (2 * self.threads + usize::from(self.max_background)) * self.max_write as usize
+        let requests = self.rings.map_or(2 * self.threads, |rings| rings.processors * rings.places);
+        (requests + usize::from(self.max_background)) * self.max_write as usize
     }
+}
+
+/// Queues of requests, one for each processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rings {
+    /// Processors that this machine can have.
+    pub processors: usize,
+    /// Requests at once for each.
+    pub places: usize,
 }
 
 pub(crate) struct Server {
@@ -48,8 +82,11 @@ pub(crate) struct Server {
     pub(crate) parking: Parking,
     pub(crate) kernel: Kernel,
     pub(crate) space: Arc<Space>,
-    /// Attributes for "no such name".
-    pub(crate) nobody: FileAttr,
+    /// True if write(2) returns before its data comes here.
+    pub(crate) writeback: bool,
+    pub(crate) prime: Prime,
+    /// Requests that came, all of them.
+    pub(crate) requests: AtomicU64,
     /// A thread waits for FORGETs: at most one, the others are needed to receive them.
     pub(crate) awaiting_forgets: AtomicBool,
     /// Number of orphans left after a fruitless wait: files that are still open.
@@ -62,6 +99,11 @@ pub(crate) struct Server {
 const FORGETS_TAKE: Duration = Duration::from_millis(200);
 
 impl Server {
+    pub(crate) fn count(&self, request: &Request<'_>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        tracing::trace!(target: "requests", ?request);
+    }
+
     pub(crate) fn is_full(&self, error: FsError) -> bool {
         error.errno() == rustix::io::Errno::NOSPC.raw_os_error()
     }

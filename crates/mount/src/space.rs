@@ -1,5 +1,9 @@
 //! Keeps the promise of write(2) near the end of space.
 //!
+//! Written through, a WRITE is write(2) itself: it fails when there is no room, and only what processes write through
+//! mappings has been accepted before. That goes into the account's reserve, and what does not fit there fails at msync,
+//! fsync or close, as on NFS. All else here is for `-o writeback`:
+//!
 //! With a writeback cache write(2) returns before we see the data; data of a WRITE refused later is lost. So:
 //!
 //! - The kernel holds at most `dirty_max` bytes dirty for this mount (`bdi.rs`). The account has a reserve of twice
@@ -30,6 +34,7 @@ use rustix::mount::MountFlags;
 const LOOK: Duration = Duration::from_millis(250);
 
 pub(crate) struct Space {
+    writeback: bool,
     strict: AtomicBool,
     /// A request saw space run short and the watcher has not looked since.
     asked: AtomicBool,
@@ -88,12 +93,14 @@ fn flags_of(now: StatVfsMountFlags) -> MountFlags {
 }
 
 impl Space {
-    pub(crate) fn new(fs: &TmpFs, dirty_max: u64, may_remount: bool) -> Space {
+    /// `writeback`: write(2) returns before its data comes here.
+    pub(crate) fn new(fs: &TmpFs, dirty_max: u64, writeback: bool, may_remount: bool) -> Space {
         let (asks, asked_rx) = channel();
         let space = Space {
             strict: AtomicBool::new(false),
             asked: AtomicBool::new(false),
-            asks_instead: AtomicBool::new(!may_remount),
+            asks_instead: AtomicBool::new(writeback && !may_remount),
+            writeback,
             asks,
             asked_rx: Mutex::new(Some(asked_rx)),
             promised: AtomicU64::new(0),
@@ -146,7 +153,8 @@ impl Space {
 
     /// Asks the watcher to look if space has run short. Cheap: called after each write.
     pub(crate) fn check(&self, fs: &TmpFs) {
-        if !self.is_strict() && self.is_near(fs) && !self.asked.swap(true, Ordering::AcqRel) {
+        if self.writeback && !self.is_strict() && self.is_near(fs) && !self.asked.swap(true, Ordering::AcqRel)
+        {
             let _ = self.asks.send(());
         }
     }
@@ -162,6 +170,9 @@ impl Space {
             }
             self.asked.store(false, Ordering::Release);
             often();
+            if !self.writeback {
+                continue;
+            }
             let switch_to = if !self.is_strict() && self.is_near(fs) {
                 true
             } else if self.is_strict() && !self.is_short(fs, 2 * self.near()) {

@@ -6,8 +6,9 @@
 //! is harmless: a write writes the same bytes again, and store reads under way are joined.)
 //!
 //! Tasks are bounded. They hold at most as much written data as the kernel sends in the background (`max_background`
-//! requests of `max_write` bytes, both chosen from the budget). Reads that a store leaves unanswered fail after
-//! [`READ_TIMEOUT`], so that a hung store does not fill the kernel's background queue.
+//! requests of `max_write` bytes, both chosen from the budget). Requests that a store leaves unanswered fail after
+//! [`READ_TIMEOUT`] or [`WRITE_TIMEOUT`], so that a hung store does not fill the kernel's queues; only data that the
+//! kernel has accepted before waits without end. An interrupted process gets its parked request back at once.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,10 +17,10 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use fuser::{Errno, ReplyData};
 use overspill_runtime::{Here, Spawn};
+use rustix::io::Errno;
 
-use imp::sync::atomic::{AtomicU64, Ordering};
+use imp::sync::atomic::{AtomicBool, Ordering};
 use imp::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(feature = "shuttle")]
@@ -30,28 +31,53 @@ use std as imp;
 /// How long a parked read waits for a store before it fails with EIO.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a parked write waits for memory. A slow store makes some room all the time; one that hangs makes none.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The kinds of parked requests that end when their time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Waits for a store's answer.
+    Read,
+    /// Waits for memory too.
+    Write,
+}
+
 /// The same if half of the kernel's background queue is parked already.
 const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
 
 /// A reply that somebody waits for, who is told when there will be none.
 pub(crate) trait Reply: Send {
-    fn fail(self);
+    fn fail(self, why: Failure);
 }
 
-impl Reply for ReplyData {
-    fn fail(self) {
-        self.error(Errno::EIO);
+/// The reason why a parked request gets no other answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The store has not answered in time.
+    TimeIsUp,
+    /// Its process was interrupted.
+    Interrupted,
+}
+
+impl Reply for overspill_fuse::Reply {
+    fn fail(self, why: Failure) {
+        self.error(match why {
+            Failure::TimeIsUp => Errno::IO.raw_os_error(),
+            Failure::Interrupted => Errno::INTR.raw_os_error(),
+        });
     }
 }
 
-pub(crate) struct Parking<R = ReplyData> {
+pub(crate) struct Parking<R = overspill_fuse::Reply> {
     here: Here,
-    reads: Mutex<HashMap<u64, ParkedRead<R>>>,
-    next_read: AtomicU64,
+    parked: Mutex<HashMap<u64, Parked<R>>>,
     crowded: usize,
+    /// This thread must not wait: all callers of a processor stand behind it.
+    never_here: AtomicBool,
 }
 
-struct ParkedRead<R> {
+struct Parked<R> {
     deadline: Instant,
     reply: R,
     /// Wakes the task when its time is up.
@@ -63,15 +89,20 @@ impl<R: Reply> Parking<R> {
     pub(crate) fn new(spawn: Arc<dyn Spawn>, threads: usize, background: usize) -> Self {
         Parking {
             here: Here::new(spawn, threads),
-            reads: Mutex::new(HashMap::new()),
-            next_read: AtomicU64::new(0),
+            parked: Mutex::new(HashMap::new()),
             crowded: background / 2,
+            never_here: AtomicBool::new(false),
         }
+    }
+
+    /// From now on operations are tried on the threads that receive them, and never waited for there.
+    pub(crate) fn never_wait_here(&self) {
+        self.never_here.store(true, Ordering::Relaxed);
     }
 
     /// Runs `op` on this thread if it ends at once or nearly so. `None`: it does not, and was dropped.
     pub(crate) fn try_here<T>(&self, op: impl Future<Output = T>) -> Option<T> {
-        self.here.run(op)
+        if self.never_here.load(Ordering::Relaxed) { self.here.try_once(op) } else { self.here.run(op) }
     }
 
     /// Runs `op` as a task.
@@ -79,22 +110,25 @@ impl<R: Reply> Parking<R> {
         self.here.spawn().spawn(Box::pin(op));
     }
 
-    fn reads(&self) -> MutexGuard<'_, HashMap<u64, ParkedRead<R>>> {
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn parked(&self) -> MutexGuard<'_, HashMap<u64, Parked<R>>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a parked read's reply, under the number returned, until the read ends or its time is up.
-    pub(crate) fn hold(&self, reply: R) -> u64 {
-        let number = self.next_read.fetch_add(1, Ordering::Relaxed);
-        let mut reads = self.reads();
-        let patience = if reads.len() >= self.crowded { READ_TIMEOUT_CROWDED } else { READ_TIMEOUT };
-        reads.insert(number, ParkedRead { deadline: Instant::now() + patience, reply, waker: None });
-        number
+    /// Keeps the reply of a parked request, by the request's number, until the request ends, its time is up, or it is
+    /// interrupted.
+    pub(crate) fn hold(&self, number: u64, kind: Kind, reply: R) {
+        let mut parked = self.parked();
+        let patience = match kind {
+            Kind::Write => WRITE_TIMEOUT,
+            Kind::Read if parked.len() >= self.crowded => READ_TIMEOUT_CROWDED,
+            Kind::Read => READ_TIMEOUT,
+        };
+        parked.insert(number, Parked { deadline: Instant::now() + patience, reply, waker: None });
     }
 
-    /// Takes the reply of a parked read, unless its time was up.
+    /// Takes the reply of a parked request, unless its time was up.
     pub(crate) fn take(&self, number: u64) -> Option<R> {
-        self.reads().remove(&number).map(|read| read.reply)
+        self.parked().remove(&number).map(|parked| parked.reply)
     }
 
     /// Runs `op` to completion, or drops it and returns `None` when the parked read's time is up.
@@ -104,9 +138,9 @@ impl<R: Reply> Parking<R> {
             if let Poll::Ready(value) = op.as_mut().poll(cx) {
                 return Poll::Ready(Some(value));
             }
-            match self.reads().get_mut(&number) {
-                Some(read) => {
-                    read.waker = Some(cx.waker().clone());
+            match self.parked().get_mut(&number) {
+                Some(parked) => {
+                    parked.waker = Some(cx.waker().clone());
                     Poll::Pending
                 }
                 None => Poll::Ready(None),
@@ -115,18 +149,30 @@ impl<R: Reply> Parking<R> {
         .await
     }
 
-    /// Fails the reads whose time is up. A thread must call it regularly.
+    /// Fails the requests whose time is up. A thread must call it regularly.
     pub(crate) fn expire(&self, now: Instant) {
-        let late: Vec<ParkedRead<R>> =
-            self.reads().extract_if(|_, read| read.deadline <= now).map(|(_, read)| read).collect();
+        let late: Vec<Parked<R>> =
+            self.parked().extract_if(|_, parked| parked.deadline <= now).map(|(_, parked)| parked).collect();
         if !late.is_empty() {
-            tracing::warn!(reads = late.len(), "the store does not answer; reads fail");
+            tracing::warn!(requests = late.len(), "the store does not answer; requests fail");
         }
-        for read in late {
-            read.reply.fail();
-            if let Some(waker) = read.waker {
-                waker.wake();
-            }
+        late.into_iter().for_each(|parked| parked.fail(Failure::TimeIsUp));
+    }
+
+    /// Fails a parked request whose process was interrupted.
+    pub(crate) fn interrupt(&self, number: u64) {
+        let parked = self.parked().remove(&number);
+        if let Some(parked) = parked {
+            parked.fail(Failure::Interrupted);
+        }
+    }
+}
+
+impl<R: Reply> Parked<R> {
+    fn fail(self, why: Failure) {
+        self.reply.fail(why);
+        if let Some(waker) = self.waker {
+            waker.wake();
         }
     }
 }
@@ -160,7 +206,7 @@ mod model {
     struct Answers(Shared<(AtomicUsize, AtomicUsize)>);
 
     impl Reply for Answers {
-        fn fail(self) {
+        fn fail(self, _: Failure) {
             self.0.0.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -204,7 +250,8 @@ mod model {
     fn a_parked_read_ends_when_its_time_is_up() {
         explore(|| {
             let (parking, answers) = (parking(), Answers::default());
-            let number = parking.hold(answers.clone());
+            let number = 1;
+            parking.hold(number, Kind::Read, answers.clone());
             let watch = parking.clone();
             let watcher = thread::spawn(move || watch.expire(Instant::now() + 2 * READ_TIMEOUT));
             let ended = shuttle::future::block_on(parking.until_expired(number, Gate::default().pass()));
@@ -219,7 +266,8 @@ mod model {
     fn a_parked_read_is_answered_once() {
         explore(|| {
             let (parking, answers, gate) = (parking(), Answers::default(), Gate::default());
-            let number = parking.hold(answers.clone());
+            let number = 1;
+            parking.hold(number, Kind::Read, answers.clone());
             let (watch, store) = (parking.clone(), gate.clone());
             let watcher = thread::spawn(move || watch.expire(Instant::now() + 2 * READ_TIMEOUT));
             let store = thread::spawn(move || store.open());
