@@ -1,14 +1,11 @@
 //! Replies. Each request has one; a reply that is dropped refuses the request.
 
 use std::io::IoSlice;
-use std::sync::Arc;
 
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::abi::{Attr, AttrOut, EntryOut, GetxattrOut, LseekOut, OpenOut, WriteOut};
-use crate::device::Device;
-use crate::transport::fake::Answers;
-use crate::transport::uring::RingReply;
+use crate::channel::To;
 
 /// The answer that a request waits for. It may be given by any thread, at any time.
 #[derive(Debug)]
@@ -16,14 +13,6 @@ pub struct Reply {
     unique: u64,
     /// None when it was given.
     to: Option<To>,
-}
-
-/// The transport that the request came by.
-#[derive(Debug)]
-pub(crate) enum To {
-    Device(Arc<Device>),
-    Ring(Box<RingReply>),
-    Fake(Answers),
 }
 
 const EIO: i32 = 5;
@@ -141,16 +130,6 @@ pub fn entry(attr: &Attr) -> EntryOut {
         attr_valid: FOREVER,
         attr: *attr,
         ..EntryOut::default()
-    }
-}
-
-impl To {
-    fn send(self, unique: u64, error: i32, parts: &[IoSlice<'_>]) {
-        match self {
-            To::Device(device) => device.reply(unique, error, parts),
-            To::Ring(ring) => ring.send(unique, error, parts),
-            To::Fake(answers) => answers.put(unique, error, parts),
-        }
     }
 }
 

@@ -242,6 +242,38 @@ fn decode(kind: u32, args: &[u8]) -> Option<Op<'_>> {
         opcode::GETATTR => Op::Getattr(all(args)?),
         opcode::SETATTR => Op::Setattr(all(args)?),
         opcode::READLINK => Op::Readlink,
+        opcode::OPEN => Op::Open(all(args)?),
+        opcode::READ => Op::Read(all(args)?),
+        opcode::WRITE => {
+            let (args, rest): (WriteIn, _) = take(args)?;
+            Op::Write { args, data: rest.get(..args.size as usize)? }
+        }
+        opcode::STATFS => Op::Statfs,
+        opcode::RELEASE => Op::Release,
+        opcode::FSYNC => Op::Fsync,
+        opcode::FLUSH => Op::Flush,
+        opcode::INIT => {
+            let (args, rest): (InitIn, _) = take(args)?;
+            let more = take::<InitExt>(rest).filter(|_| u64::from(args.flags) & init_flag::INIT_EXT != 0);
+            let high = more.map_or(0, |(more, _)| u64::from(more.flags2));
+            Op::Init { args, flags: u64::from(args.flags) | high << 32 }
+        }
+        opcode::OPENDIR => Op::Opendir(all(args)?),
+        opcode::READDIR => Op::Readdir(all(args)?),
+        opcode::READDIRPLUS => Op::Readdirplus(all(args)?),
+        opcode::RELEASEDIR => Op::Releasedir,
+        opcode::FSYNCDIR => Op::Fsyncdir,
+        opcode::INTERRUPT => Op::Interrupt { unique: all::<InterruptIn>(args)?.unique },
+        opcode::DESTROY => Op::Destroy,
+        opcode::FALLOCATE => Op::Fallocate(all(args)?),
+        opcode::LSEEK => Op::Lseek(all(args)?),
+        _ => return decode_change_of_name(kind, args),
+    })
+}
+
+/// Requests that make, move or remove names, or extended attributes.
+fn decode_change_of_name(kind: u32, args: &[u8]) -> Option<Op<'_>> {
+    Some(match kind {
         opcode::SYMLINK => {
             let (name, target) = two_names(args)?;
             Op::Symlink { name, target }
@@ -253,6 +285,10 @@ fn decode(kind: u32, args: &[u8]) -> Option<Op<'_>> {
         opcode::MKDIR => {
             let (args, rest) = take(args)?;
             Op::Mkdir { args, name: name(rest)? }
+        }
+        opcode::CREATE => {
+            let (args, rest) = take(args)?;
+            Op::Create { args, name: name(rest)? }
         }
         opcode::UNLINK => Op::Unlink { name: name(args)? },
         opcode::RMDIR => Op::Rmdir { name: name(args)? },
@@ -270,15 +306,6 @@ fn decode(kind: u32, args: &[u8]) -> Option<Op<'_>> {
             let (LinkIn { oldnodeid }, rest) = take(args)?;
             Op::Link { oldnode: oldnodeid, name: name(rest)? }
         }
-        opcode::OPEN => Op::Open(all(args)?),
-        opcode::READ => Op::Read(all(args)?),
-        opcode::WRITE => {
-            let (args, rest): (WriteIn, _) = take(args)?;
-            Op::Write { args, data: rest.get(..args.size as usize)? }
-        }
-        opcode::STATFS => Op::Statfs,
-        opcode::RELEASE => Op::Release,
-        opcode::FSYNC => Op::Fsync,
         opcode::SETXATTR => {
             let (SetxattrIn { size, flags }, rest) = take(args)?;
             let (name, rest) = text(rest)?;
@@ -290,26 +317,6 @@ fn decode(kind: u32, args: &[u8]) -> Option<Op<'_>> {
         }
         opcode::LISTXATTR => Op::Listxattr { size: all::<GetxattrIn>(args)?.size },
         opcode::REMOVEXATTR => Op::Removexattr { name: name(args)? },
-        opcode::FLUSH => Op::Flush,
-        opcode::INIT => {
-            let (args, rest): (InitIn, _) = take(args)?;
-            let more = take::<InitExt>(rest).filter(|_| u64::from(args.flags) & init_flag::INIT_EXT != 0);
-            let high = more.map_or(0, |(more, _)| u64::from(more.flags2));
-            Op::Init { args, flags: u64::from(args.flags) | high << 32 }
-        }
-        opcode::OPENDIR => Op::Opendir(all(args)?),
-        opcode::READDIR => Op::Readdir(all(args)?),
-        opcode::READDIRPLUS => Op::Readdirplus(all(args)?),
-        opcode::RELEASEDIR => Op::Releasedir,
-        opcode::FSYNCDIR => Op::Fsyncdir,
-        opcode::CREATE => {
-            let (args, rest) = take(args)?;
-            Op::Create { args, name: name(rest)? }
-        }
-        opcode::INTERRUPT => Op::Interrupt { unique: all::<InterruptIn>(args)?.unique },
-        opcode::DESTROY => Op::Destroy,
-        opcode::FALLOCATE => Op::Fallocate(all(args)?),
-        opcode::LSEEK => Op::Lseek(all(args)?),
         other => Op::Other(other),
     })
 }

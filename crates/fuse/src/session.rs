@@ -9,19 +9,9 @@ use crate::abi::{InitIn, init_flag};
 use crate::device::Device;
 use crate::mount::{FuseError, Mounted};
 use crate::negotiate::{Granted, Negotiation, Wanted, negotiate};
-use crate::reply::Reply;
 use crate::request::{Op, Request};
+use crate::serve::Serve;
 use crate::transport::{classic, forgets, uring};
-
-/// A file system's part. Threads call it at once.
-pub trait Serve: Send + Sync {
-    /// Answers a request, now or later. What must wait for more than memory accesses must not wait here if
-    /// [`Session::by_ring`]: all callers of a processor stand behind it.
-    fn serve(&self, request: &Request<'_>, reply: Reply);
-
-    /// Takes note of what has no reply: FORGET, BATCH_FORGET, INTERRUPT.
-    fn note(&self, request: &Request<'_>);
-}
 
 /// The threads of a session.
 #[derive(Debug, Clone, Copy)]

@@ -25,44 +25,37 @@ pub struct Tuning {
     pub max_background: u16,
 }
 
-/// Bytes of the payload of a request's place in a ring: larger ones are no faster.
-const RING_PAYLOAD: u32 = 128 << 10;
+/// Places for each place that the budget counts: the kernel takes the place that was free last, so most of them are
+/// touched only when a store hangs, and wait then.
+const COLD: usize = 4;
 
-/// The fewest places for each processor with which rings are worth having.
-const LEAST_PLACES: usize = 4;
+/// The fewest places for each processor with which rings are worth having, and the most.
+const PLACES: (usize, usize) = (8, 64);
 
 impl Tuning {
     /// A transport that takes about a tenth of `memory` bytes: by io_uring, where the kernel has rings and there is
     /// memory for them.
     pub fn for_memory(memory: usize) -> Tuning {
         // Many requests matter more than large ones: sixteen readers fill a queue of sixteen, and then wait for a
-        // place.
-        let max_write = (memory / 1024).next_power_of_two().clamp(128 << 10, 1 << 20);
+        // place. Requests of more than 256 KiB are no faster.
+        let max_write = (memory / 1024).next_power_of_two().clamp(32 << 10, 256 << 10);
         let background = (memory / 32 / max_write).clamp(4, 64);
-        let classic = Tuning {
-            threads: (memory >> 24).clamp(4, 16),
-            rings: None,
-            max_write: u32::try_from(max_write).unwrap_or(1 << 20),
-            max_background: u16::try_from(background).unwrap_or(64),
-        };
-        let Some(processors) = overspill_fuse::ring_queues() else { return classic };
-        let places = (memory / 16 / RING_PAYLOAD as usize / processors).min(16);
-        if places < LEAST_PLACES {
-            return classic;
-        }
-        let background = (memory / 32 / RING_PAYLOAD as usize).clamp(4, 64);
+        let rings = overspill_fuse::ring_queues().and_then(|processors| {
+            let places = memory / 16 / max_write / processors * COLD;
+            (places >= PLACES.0).then_some(Rings { processors, places: places.min(PLACES.1) })
+        });
         Tuning {
-            rings: Some(Rings { processors, places }),
-            max_write: RING_PAYLOAD,
+            threads: (memory >> 24).clamp(4, 16),
+            rings,
+            max_write: u32::try_from(max_write).unwrap_or(256 << 10),
             max_background: u16::try_from(background).unwrap_or(64),
-            ..classic
         }
     }
 
     /// Most bytes that the transport may take: a request and a reply per thread, or the places of the rings; and each
     /// parked request's data.
     pub fn memory(self) -> usize {
-        let requests = self.rings.map_or(2 * self.threads, |rings| rings.processors * rings.places);
+        let requests = self.rings.map_or(2 * self.threads, |rings| rings.processors * rings.places / COLD);
         (requests + usize::from(self.max_background)) * self.max_write as usize
     }
 }

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::channel::To;
 use crate::device::Device;
-use crate::reply::To;
 use crate::request::Request;
-use crate::session::Serve;
+use crate::serve::Serve;
 
 /// Bytes of a message beside the data of a WRITE: headers, and names.
 pub(crate) const BESIDE: usize = 8192;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::channel::To;
 use crate::device::Device;
-use crate::reply::To;
 use crate::request::Request;
-use crate::session::Serve;
+use crate::serve::Serve;
 use crate::transport::classic::BESIDE;
 
 /// The time that the first of them waits for others.

@@ -5,9 +5,10 @@ pub mod fake;
 pub(crate) mod forgets;
 pub(crate) mod uring;
 
-use crate::reply::{Reply, To};
+use crate::channel::To;
+use crate::reply::Reply;
 use crate::request::{Malformed, Request};
-use crate::session::Serve;
+use crate::serve::Serve;
 
 const EINVAL: i32 = 22;
 

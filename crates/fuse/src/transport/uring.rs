@@ -2,99 +2,20 @@
 //!
 //! The threads only serve: whatever must wait becomes a task elsewhere, and its answer comes back through the mailbox.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
 
-use overspill_sys::{AlignedBuf, FuseRing, FuseSlot, RingWaker};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use overspill_sys::{AlignedBuf, FuseRing, FuseSlot};
+use zerocopy::FromBytes as _;
 
-use crate::abi::{InHeader, OutHeader, WriteIn, opcode};
+use crate::abi::{InHeader, WriteIn, opcode};
+use crate::channel::To;
+use crate::channel::mailbox::{Answer, Mailbox, RingReply, SHORT};
 use crate::device::Device;
-use crate::reply::To;
 use crate::request::{Malformed, Op, Request, fixed_bytes};
-use crate::session::Serve;
-
-/// An answer on its way to its ring.
-#[derive(Debug)]
-struct Answer {
-    slot: FuseSlot,
-    header: [u8; 16],
-    payload_bytes: usize,
-    /// The payload of an answer to a WRITE, whose place's buffer holds its data until then.
-    short: [u8; SHORT],
-}
-
-/// Most bytes of an answer to a WRITE.
-const SHORT: usize = 8;
-
-/// Answers that a ring's thread has not given to the kernel yet.
-#[derive(Debug)]
-struct Mailbox {
-    answers: Mutex<Vec<Answer>>,
-    thread: ThreadId,
-    waker: RingWaker,
-}
-
-impl Mailbox {
-    fn answers(&self) -> MutexGuard<'_, Vec<Answer>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A reply to a request that came by a ring.
-#[derive(Debug)]
-pub(crate) struct RingReply {
-    slot: FuseSlot,
-    mailbox: Arc<Mailbox>,
-}
-
-const E2BIG: i32 = 7;
-
-impl RingReply {
-    pub(crate) fn send(self, unique: u64, mut error: i32, parts: &[IoSlice<'_>]) {
-        let RingReply { mut slot, mailbox } = self;
-        let (mut bytes, mut short) = (0, [0; SHORT]);
-        let room = slot.payload.as_deref_mut().unwrap_or(&mut short);
-        for part in parts {
-            match room.get_mut(bytes..bytes + part.len()) {
-                Some(room) => room.copy_from_slice(part),
-                // Longer than the kernel asked for.
-                None => {
-                    (bytes, error) = (0, -E2BIG);
-                    break;
-                }
-            }
-            bytes += part.len();
-        }
-        Self { slot, mailbox }.put(unique, error, bytes, short);
-    }
-
-    pub(crate) fn room(&mut self, size: usize) -> Option<&mut [u8]> {
-        self.slot.payload.as_deref_mut()?.get_mut(..size)
-    }
-
-    pub(crate) fn filled(self, unique: u64, bytes: usize) {
-        self.put(unique, 0, bytes, [0; SHORT]);
-    }
-
-    fn put(self, unique: u64, error: i32, payload_bytes: usize, short: [u8; SHORT]) {
-        let RingReply { slot, mailbox } = self;
-        let len = u32::try_from(size_of::<OutHeader>() + payload_bytes).unwrap_or(u32::MAX);
-        let mut header = [0; 16];
-        header.copy_from_slice(OutHeader { len, error, unique }.as_bytes());
-        let first = {
-            let mut answers = mailbox.answers();
-            answers.push(Answer { slot, header, payload_bytes, short });
-            answers.len() == 1
-        };
-        if first && mailbox.thread != std::thread::current().id() {
-            mailbox.waker.wake();
-        }
-    }
-}
+use crate::serve::Serve;
 
 /// A queue that is to be served.
 pub(crate) struct Queue {
@@ -132,11 +53,7 @@ pub(crate) fn run(
     if go.recv().is_err() {
         return Ok(());
     }
-    let mailbox = Arc::new(Mailbox {
-        answers: Mutex::default(),
-        thread: std::thread::current().id(),
-        waker: ring.waker(),
-    });
+    let mailbox = Arc::new(Mailbox::new(ring.waker()));
     ring.register()?;
     let held = (0..queue.places).map(|_| None).collect();
     let mut worker = Worker { serve, mailbox, held, scratch: Vec::new(), sent: Vec::new() };
