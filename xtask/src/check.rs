@@ -43,9 +43,31 @@ pub(crate) fn test() -> Result<(), String> {
         let args = ["test", "-p", package, "--features", "shuttle"];
         run(command("cargo", &args).args(tests))?;
     }
+    by_ring()?;
     asan()?;
     println!("\n$ cargo xtask sim");
     sim::simulate(&sim::SimArgs::default())
+}
+
+/// The switch that lets file systems have their requests by io_uring.
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// The tests end to end once more, with requests by io_uring, where root can turn that on.
+fn by_ring() -> Result<(), String> {
+    /// Restores the switch, even if the tests fail.
+    struct Restore(String);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = std::fs::write(ENABLE_URING, &self.0);
+        }
+    }
+    let before = std::fs::read_to_string(ENABLE_URING).map(|text| text.trim().to_owned());
+    let Some(before) = before.ok().filter(|_| std::fs::write(ENABLE_URING, "Y").is_ok()) else {
+        println!("skipped: tests by io_uring (root on Linux 6.14 can turn it on)");
+        return Ok(());
+    };
+    let _restore = Restore(before);
+    run(&mut command("cargo", &["test", "--package", "overspill-cli", "--test", "e2e"]))
 }
 
 /// The crates with unsafe code under AddressSanitizer, which the stable compiler has but does not offer.

@@ -1,6 +1,7 @@
 //! `overspill doctor`: reports the features of this machine, one line each: name, state, effect, cure.
 //!
-//! It reads everything through a [`View`], so that tests can show it any machine. It changes nothing.
+//! It reads everything through a [`View`], so that tests can show it any machine. It changes nothing, unless `--fix` is
+//! given.
 
 use std::fmt;
 use std::io::Write;
@@ -18,6 +19,37 @@ use crate::size::human;
 /// Bit numbers in the mask of effective capabilities.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
+
+/// `overspill doctor`
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Turn on FUSE over io_uring until the next boot (root), and show how to keep it on.
+    #[arg(long)]
+    fix: bool,
+}
+
+/// The switch of FUSE over io_uring.
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
+
+const KEEP_URING: &str = "\
+FUSE over io_uring is on until the next boot. To keep it on:
+  fuse as a module:       echo 'options fuse enable_uring=1' >/etc/modprobe.d/overspill.conf
+  fuse in the kernel:     fuse.enable_uring=1 on the kernel's command line
+  by systemd:             echo 'w /sys/module/fuse/parameters/enable_uring - - - - Y' >/etc/tmpfiles.d/overspill.conf
+Mounts that exist keep the way they have.";
+
+/// Turns on what root can turn on without harm.
+fn fix() -> Result<(), Error> {
+    match std::fs::write(ENABLE_URING, "Y") {
+        Ok(()) => {
+            crate::say::say(KEEP_URING);
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NoSwitch),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Error::RootFixes),
+        Err(error) => Err(Error::Io(ENABLE_URING, error)),
+    }
+}
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +101,10 @@ struct View {
 }
 
 /// Runs the command.
-pub(crate) fn run() -> Result<(), Error> {
+pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
+    if args.fix {
+        fix()?;
+    }
     let view = View {
         base: "/".into(),
         caller: Caller::current(),
@@ -211,7 +246,7 @@ impl View {
     }
 
     fn fuse_uring(&self) -> Finding {
-        let state = self.read("/sys/module/fuse/parameters/enable_uring");
+        let state = self.read(ENABLE_URING);
         let on = state.as_deref() == Some("Y");
         Finding {
             mark: if on { Mark::Ok } else { Mark::Less },
@@ -221,7 +256,7 @@ impl View {
                 None => "not in this kernel".to_owned(),
             },
             effect: "a faster way to the kernel, 1.5 to 4 times for names",
-            cure: "as root: echo Y >/sys/module/fuse/parameters/enable_uring (Linux 6.14)",
+            cure: "as root: overspill doctor --fix (Linux 6.14)",
         }
     }
 

@@ -80,6 +80,10 @@ pub(crate) enum Error {
     #[error("the daemon of {} gives no answer: {}", .0.display(), .1)]
     NoAnswer(PathBuf, String),
 
+    #[error("this kernel has no FUSE over io_uring; Linux 6.14 has it")]
+    NoSwitch,
+    #[error("no permission to turn on FUSE over io_uring: run `overspill doctor --fix` as root")]
+    RootFixes,
     #[error("this machine cannot mount: {0}")]
     CannotMount(String),
     #[error("{0}: {1}")]
@@ -113,8 +117,9 @@ impl Error {
             Error::MountpointNotWritable(_)
             | Error::RootOnly(_)
             | Error::NotYours(..)
+            | Error::RootFixes
             | Error::UnmountDenied(..) => Exit::Permission,
-            Error::NoFusermount(_) => Exit::Fuse,
+            Error::NoFusermount(_) | Error::NoSwitch => Exit::Fuse,
             Error::Busy(..) => Exit::Busy,
             Error::NotOverspill(_) | Error::NoMount | Error::NotTheMountpoint(..) | Error::Dead(_) => {
                 Exit::NotMounted

@@ -47,7 +47,7 @@ enum Command {
     /// Show what kind of objects a daemon's metadata is.
     Slabinfo(slabinfo::SlabinfoArgs),
     /// Show what this machine allows: one line each, its effect, how to get it.
-    Doctor,
+    Doctor(doctor::DoctorArgs),
 }
 
 const MOUNT_NOTES: &str = "\
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Slabinfo(args) => slabinfo::run(&args),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(&args),
     };
     ExitCode::from(match result {
         Ok(()) => Exit::Ok.code(),

@@ -29,6 +29,7 @@ pub(crate) struct Requested {
     pub(crate) gid: Option<u32>,
     pub(crate) flags: MountFlags,
     pub(crate) writeback: bool,
+    pub(crate) noxattr: bool,
     pub(crate) force: bool,
     pub(crate) debug: Debugging,
 }
@@ -188,6 +189,13 @@ pub(crate) const OPTIONS: &[MountOption] = &[
                write(2) no longer reports a full disk",
         default: "written through",
     },
+    MountOption::word(
+        "noxattr",
+        "xattr",
+        |r, on| r.noxattr = on,
+        "Have no extended attributes: saves a question of the kernel before the first write to each file",
+        "xattr",
+    ),
     MountOption {
         name: "defaults",
         form: Form::Word(false, None, |_, _| {}),

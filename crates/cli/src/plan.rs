@@ -66,6 +66,7 @@ impl Plan {
             gid: asked.gid.unwrap_or(caller.gid),
             flags: asked.flags,
             writeback: asked.writeback,
+            xattrs: !asked.noxattr,
         };
         Ok(Plan { engine, mount })
     }

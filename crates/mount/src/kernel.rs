@@ -1,5 +1,4 @@
-//! Requests to the kernel, on a thread that serves none: when the kernel drops its copy of a file it first writes dirty
-//! data back, through us, and waits for reads in flight.
+//! Requests to the kernel, on threads that serve none.
 
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -8,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use overspill_fuse::Device;
 
+use crate::drops::{Drops, Then};
+
 enum Ask {
-    /// Drop the kernel's copy of a file, then call this.
-    WriteBack(u64, Box<dyn FnOnce() + Send>),
-    /// Drop the entries of `stale`.
+    /// Drop the attributes in `stale`.
     DropStale,
     /// The turn of `turns` has begun.
     Turn,
@@ -28,18 +27,19 @@ struct Turns {
     wait: HashSet<u64>,
 }
 
-/// Inodes that the kernel should forget, each once however often that is requested.
+/// What the threads share.
 #[derive(Default)]
-struct Stale {
-    data: HashSet<u64>,
-    attributes: HashSet<u64>,
+struct Shared {
+    /// Files whose attributes the kernel should forget, each once however often that is requested.
+    stale: Mutex<HashSet<u64>>,
+    turns: Mutex<Turns>,
+    device: Arc<OnceLock<Arc<Device>>>,
 }
 
 pub(crate) struct Kernel {
     asks: Sender<Ask>,
-    stale: Arc<Mutex<Stale>>,
-    turns: Arc<Mutex<Turns>>,
-    device: Arc<OnceLock<Arc<Device>>>,
+    shared: Arc<Shared>,
+    drops: Arc<Drops>,
 }
 
 impl Kernel {
@@ -47,47 +47,45 @@ impl Kernel {
     /// If no thread can be spawned.
     pub(crate) fn new() -> std::io::Result<Kernel> {
         let (asks, asked) = channel();
-        let stale = Arc::new(Mutex::new(Stale::default()));
-        let device = Arc::new(OnceLock::new());
-        let turns = Arc::new(Mutex::new(Turns::default()));
-        let (theirs, t, n) = (stale.clone(), turns.clone(), device.clone());
-        overspill_sys::process::spawn_or_die("kernel", move || run(&asked, &theirs, &t, &n))?;
-        Ok(Kernel { asks, stale, turns, device })
+        let shared = Arc::new(Shared::default());
+        let theirs = shared.clone();
+        overspill_sys::process::spawn_or_die("kernel", move || theirs.run(&asked))?;
+        let drops = Drops::new(shared.device.clone());
+        Ok(Kernel { asks, shared, drops })
     }
 
     pub(crate) fn connect(&self, device: Arc<Device>) {
-        let _ = self.device.set(device);
+        let _ = self.shared.device.set(device);
     }
 
     /// Calls `then` after the kernel has written back all dirty data of a file.
-    pub(crate) fn after_write_back(&self, ino: u64, then: Box<dyn FnOnce() + Send>) {
-        // The thread lives as long as self; were it gone, the request would be answered late rather than never.
-        if let Err(unsent) = self.asks.send(Ask::WriteBack(ino, then))
-            && let Ask::WriteBack(_, then) = unsent.0
-        {
-            then();
-        }
+    pub(crate) fn after_write_back(&self, ino: u64, then: Then) {
+        self.drops.ask(ino, Some(then));
     }
 
     /// Drops the kernel's copy of a file's data, soon.
     pub(crate) fn drop_copy(&self, ino: u64) {
-        self.drop_soon(|stale| stale.data.insert(ino));
+        self.drops.ask(ino, None);
     }
 
     /// Drops the kernel's copy of a file's attributes, soon: the kernel then asks for them before a write(2) to it.
     pub(crate) fn drop_attributes(&self, ino: u64) {
-        self.drop_soon(|stale| stale.attributes.insert(ino));
+        let mut stale = self.shared.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = stale.is_empty();
+        if stale.insert(ino) && first {
+            let _ = self.asks.send(Ask::DropStale);
+        }
     }
 
     /// The same before this returns. It waits for no request of ours: the kernel drops attributes alone under no lock
     /// that a request holds, and an inode that the kernel is just freeing has no request under way.
     pub(crate) fn drop_attributes_now(&self, ino: u64) {
-        forget(&self.device, ino, ATTRIBUTES);
+        self.shared.drop_attributes(ino);
     }
 
     /// The same, but attributes of a file that were dropped just now are dropped again when [`TURN`] has passed.
     pub(crate) fn drop_attributes_in_turn(&self, ino: u64) {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let begins = turns.had.is_empty();
         if !turns.had.insert(ino) {
             turns.wait.insert(ino);
@@ -99,55 +97,42 @@ impl Kernel {
         }
         self.drop_attributes_now(ino);
     }
-
-    fn drop_soon(&self, insert: impl FnOnce(&mut Stale) -> bool) {
-        let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = stale.data.is_empty() && stale.attributes.is_empty();
-        if insert(&mut stale) && first {
-            let _ = self.asks.send(Ask::DropStale);
-        }
-    }
 }
 
-/// Offset that drops attributes only: there is no data from a negative offset on.
+/// An offset before all data: attributes only.
 const ATTRIBUTES: i64 = -1;
-/// Offset that drops attributes and all data.
-const ALL: i64 = 0;
 
-/// Makes the kernel drop its copy of an inode from this offset to the end.
-fn forget(device: &OnceLock<Arc<Device>>, ino: u64, from: i64) {
-    if let Some(device) = device.get() {
-        // An inode that the kernel has forgotten by itself is no failure.
-        let _ = device.drop_copy(ino, from, 0);
-    }
-}
-
-fn run(asked: &Receiver<Ask>, stale: &Mutex<Stale>, turns: &Mutex<Turns>, device: &OnceLock<Arc<Device>>) {
-    let mut turn_ends: Option<Instant> = None;
-    loop {
-        if turn_ends.is_some_and(|end| end <= Instant::now()) {
-            turn_ends = None;
-            // The next change of each file is passed on at once again.
-            let turns = std::mem::take(&mut *turns.lock().unwrap_or_else(PoisonError::into_inner));
-            turns.wait.into_iter().for_each(|ino| forget(device, ino, ATTRIBUTES));
+impl Shared {
+    fn drop_attributes(&self, ino: u64) {
+        if let Some(device) = self.device.get() {
+            // An inode that the kernel has forgotten by itself is no failure.
+            let _ = device.drop_copy(ino, ATTRIBUTES, 0);
         }
-        let ask = match turn_ends {
-            None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(end) => asked.recv_timeout(end.saturating_duration_since(Instant::now())),
-        };
-        match ask {
-            Ok(Ask::WriteBack(ino, then)) => {
-                forget(device, ino, ALL);
-                then();
+    }
+
+    fn run(&self, asked: &Receiver<Ask>) {
+        let mut turn_ends: Option<Instant> = None;
+        loop {
+            if turn_ends.is_some_and(|end| end <= Instant::now()) {
+                turn_ends = None;
+                // The next change of each file is passed on at once again.
+                let turns = std::mem::take(&mut *self.turns.lock().unwrap_or_else(PoisonError::into_inner));
+                turns.wait.into_iter().for_each(|ino| self.drop_attributes(ino));
             }
-            Ok(Ask::DropStale) => {
-                let stale = std::mem::take(&mut *stale.lock().unwrap_or_else(PoisonError::into_inner));
-                stale.attributes.into_iter().for_each(|ino| forget(device, ino, ATTRIBUTES));
-                stale.data.into_iter().for_each(|ino| forget(device, ino, ALL));
+            let ask = match turn_ends {
+                None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(end) => asked.recv_timeout(end.saturating_duration_since(Instant::now())),
+            };
+            match ask {
+                Ok(Ask::DropStale) => {
+                    let stale =
+                        std::mem::take(&mut *self.stale.lock().unwrap_or_else(PoisonError::into_inner));
+                    stale.into_iter().for_each(|ino| self.drop_attributes(ino));
+                }
+                Ok(Ask::Turn) => turn_ends = Some(Instant::now() + TURN),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            Ok(Ask::Turn) => turn_ends = Some(Instant::now() + TURN),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

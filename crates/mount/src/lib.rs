@@ -3,7 +3,7 @@
 //! ```text
 //!   names.rs    requests about names and attributes: answered where they arrive
 //!   data.rs     requests that move bytes: must one wait? ─► park.rs ─► a task of the driver's
-//!   kernel.rs   requests to the kernel        space.rs   near the end of space        bdi.rs   limits on write-back
+//!   kernel.rs, drops.rs   requests to the kernel        space.rs   near the end of space        bdi.rs   limits on write-back
 //!   prime.rs    what the kernel learns at mount, so that it asks less
 //! ```
 //!
@@ -16,12 +16,15 @@
 mod bdi;
 mod convert;
 mod data;
+mod drops;
 mod kernel;
 mod names;
 mod park;
 mod prime;
 mod server;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +56,8 @@ pub struct FuseOptions {
     pub flags: MountFlags,
     /// Let the kernel keep what is written, and write it back later.
     pub writeback: bool,
+    /// Extended attributes exist. Without them the kernel asks for none before the first write to each file.
+    pub xattrs: bool,
     /// Requests come by io_uring, where the kernel has that.
     pub uring: bool,
     /// Drop the kernel's copy of data at once after reads and writes: for tests.
@@ -66,8 +71,7 @@ pub struct FuseOptions {
 /// A mount that is being served. Dropping it ends the service.
 pub struct Mounted {
     server: Arc<Server>,
-    /// True if requests come by io_uring.
-    pub by_ring: bool,
+    by_ring: bool,
     session: Option<Session>,
     watcher: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -97,6 +101,7 @@ pub fn mount(
         kernel: Kernel::new().map_err(failed)?,
         space: Arc::new(Space::new(fs, options.dirty_max, options.writeback, may_remount)),
         writeback: options.writeback,
+        xattrs: options.xattrs,
         prime: Prime::new(),
         requests: AtomicU64::new(0),
         awaiting_forgets: AtomicBool::new(false),
@@ -120,8 +125,12 @@ pub fn mount(
     let device = rustix::fs::stat(&options.mountpoint).map_err(|errno| failed(errno.into()))?.st_dev;
     let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let mut notes = Vec::new();
-    if let Some(error) = session.no_ring() {
-        tracing::info!(%error, "requests come by /dev/fuse, not by io_uring");
+    match session.no_ring() {
+        Some(error) => notes.push(format!("requests come by /dev/fuse: io_uring is refused ({error})")),
+        None if !session.by_ring() && options.uring => {
+            notes.push("requests come by /dev/fuse; io_uring is faster: see `overspill doctor`".to_owned());
+        }
+        None => {}
     }
     let dirty = Bdi::of(&device).tune(options.dirty_max, tuning.max_write.saturating_mul(4));
     if dirty != options.dirty_max {
@@ -173,9 +182,15 @@ fn watch(
 }
 
 impl Mounted {
-    /// Requests of the kernel that came: round trips, and what has no reply.
-    pub fn requests(&self) -> u64 {
-        self.server.requests.load(Ordering::Relaxed)
+    /// How requests come.
+    pub fn transport(&self) -> &'static str {
+        if self.by_ring { "io_uring" } else { "/dev/fuse" }
+    }
+
+    /// Counts requests of the kernel that wanted an answer: round trips.
+    pub fn requests(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let server = self.server.clone();
+        move || server.requests.load(Ordering::Relaxed)
     }
 
     /// Serves until the file system is unmounted.

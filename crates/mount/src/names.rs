@@ -69,7 +69,6 @@ impl Serve for Front {
     }
 
     fn note(&self, request: &Request<'_>) {
-        self.0.count(request);
         match request.op {
             Op::Forget { nlookup } => self.0.fs.forget(request.node, nlookup),
             Op::BatchForget(all) => all.for_each(|one| self.0.fs.forget(one.nodeid, one.nlookup)),
@@ -114,6 +113,12 @@ impl Server {
                 Err(error) => reply.error(error.errno()),
             },
             Op::Statfs => self.statfs(reply),
+            // The kernel remembers that.
+            Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. }
+                if !self.xattrs =>
+            {
+                refuse(reply, Errno::NOSYS);
+            }
             Op::Setxattr { flags, name, value } => {
                 let mode = match flags {
                     0 => XattrMode::Any,

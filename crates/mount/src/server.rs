@@ -77,8 +77,9 @@ pub(crate) struct Server {
     pub(crate) space: Arc<Space>,
     /// True if write(2) returns before its data comes here.
     pub(crate) writeback: bool,
+    pub(crate) xattrs: bool,
     pub(crate) prime: Prime,
-    /// Requests that came, all of them.
+    /// Requests that came and wanted an answer: round trips.
     pub(crate) requests: AtomicU64,
     /// A thread waits for FORGETs: at most one, the others are needed to receive them.
     pub(crate) awaiting_forgets: AtomicBool,

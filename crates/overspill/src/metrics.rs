@@ -100,6 +100,8 @@ macro_rules! metrics {
 metrics! {
     Daemon pid: u32, Count, "process", "The daemon's process number.";
     Daemon version: String, Text, "version", "The daemon's version.";
+    Daemon transport: String, Text, "requests by", "How the kernel's requests come: io_uring or /dev/fuse.";
+    Daemon requests: u64, Count, "requests", "Requests of the kernel that wanted an answer: round trips.";
     Daemon signals_lost: u64, Count, "signals lost", "Times that a thread found work which no signal had announced: a bug.";
     Daemon log_lines_lost: u64, Count, "log lines lost", "Lines that could not be written to the log.";
     Memory budget_bytes: u64, Bytes, "budget", "RAM that the daemon may use.";

@@ -31,6 +31,8 @@ pub struct MountOptions {
     pub flags: MountFlags,
     /// Let the kernel keep what is written, and write it back later.
     pub writeback: bool,
+    /// Have extended attributes.
+    pub xattrs: bool,
 }
 
 pub use overspill_mount::MountFlags;
@@ -80,6 +82,7 @@ impl Engine {
             mountpoint: options.mountpoint.clone(),
             flags: options.flags,
             writeback: options.writeback,
+            xattrs: options.xattrs,
             uring: !self.options().debug.no_uring,
             evict: self.options().debug.evict,
             tuning,
@@ -91,7 +94,9 @@ impl Engine {
             at: options.mountpoint.display().to_string(),
             device: mounted.device.clone(),
         };
-        let face: Arc<dyn Face> = Arc::new(MountFace { info, fs });
+        let transport = mounted.transport();
+        let requests = Box::new(mounted.requests());
+        let face: Arc<dyn Face> = Arc::new(MountFace { info, fs, transport, requests });
         let registration = self.register(&face);
         Ok(Mount { registration, mounted, face, loan })
     }
@@ -123,6 +128,8 @@ impl Mount {
 struct MountFace {
     info: FaceInfo,
     fs: Arc<TmpFs>,
+    transport: &'static str,
+    requests: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl Face for MountFace {
@@ -135,6 +142,8 @@ impl Face for MountFace {
             budget_bytes: engine.options().memory,
             store_mode: engine.store_mode().to_owned(),
             signals_lost: engine.lost_signals(),
+            transport: self.transport,
+            requests: (self.requests)(),
         };
         stats::collect(facts, engine.vm(), &self.fs)
     }

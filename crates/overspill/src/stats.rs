@@ -34,11 +34,13 @@ pub(crate) fn slabinfo() -> Slabinfo {
     }
 }
 
-/// Facts that the engine knows.
+/// Facts that the engine and the mount know.
 pub(crate) struct Facts {
     pub(crate) budget_bytes: u64,
     pub(crate) store_mode: String,
     pub(crate) signals_lost: u64,
+    pub(crate) transport: &'static str,
+    pub(crate) requests: u64,
 }
 
 /// The statistics of a file system and of its engine.
@@ -87,6 +89,8 @@ pub(crate) fn collect(facts: Facts, vm: &Vm, fs: &TmpFs) -> Stats {
         errors: v.errors,
         store_failing: vm.is_store_failing(),
         signals_lost: facts.signals_lost,
+        transport: facts.transport.to_owned(),
+        requests: facts.requests,
         log_lines_lost: crate::log::lost_lines(),
         inodes: f.inodes,
         inodes_limit: f.inodes_limit,

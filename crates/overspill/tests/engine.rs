@@ -31,6 +31,7 @@ fn options(mountpoint: &Path) -> MountOptions {
         gid: rustix::process::getegid().as_raw(),
         flags: MountFlags::default(),
         writeback: false,
+        xattrs: true,
     }
 }
 

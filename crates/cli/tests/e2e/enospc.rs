@@ -10,8 +10,11 @@ use crate::harness::{Mount, eventually, noise, ok, overspill, python, run, stder
 const SIZE: u64 = 32 << 20;
 const FILE: usize = 3 << 20;
 
-fn full_soon() -> Mount {
-    Mount::new(&["--memory", "8M", "--size", "32M"])
+/// Written through, and with `-o writeback`.
+const MODES: [&str; 2] = ["defaults", "writeback"];
+
+fn full_soon(mode: &str) -> Mount {
+    Mount::new(&["--memory", "8M", "--size", "32M", "-o", mode])
 }
 
 /// Runs `dd`, whose exit status covers write, fsync and close.
@@ -45,8 +48,8 @@ fn verify(mount: &Mount, acknowledged: &[(PathBuf, u64)]) {
 }
 
 /// Fills a mount, deletes everything and fills it again: as much fits as before.
-fn fills_and_drains(more: &[&str]) {
-    let mount = full_soon();
+fn fills_and_drains(mode: &str, more: &[&str]) {
+    let mount = full_soon(mode);
     let first = fill(&mount, "a", 100, more);
     assert!(first.len() >= 5, "only {} files of 3 MiB fitted into 32 MiB", first.len());
     verify(&mount, &first);
@@ -62,17 +65,21 @@ fn fills_and_drains(more: &[&str]) {
 
 #[test]
 fn dd_without_fsync() {
-    fills_and_drains(&[]);
+    MODES.iter().for_each(|mode| fills_and_drains(mode, &[]));
 }
 
 #[test]
 fn dd_with_fsync() {
-    fills_and_drains(&["conv=fsync"]);
+    MODES.iter().for_each(|mode| fills_and_drains(mode, &["conv=fsync"]));
 }
 
 #[test]
 fn one_file_larger_than_the_mount() {
-    let mount = full_soon();
+    MODES.iter().for_each(|mode| one_file_larger_than_the_mount_with(mode));
+}
+
+fn one_file_larger_than_the_mount_with(mode: &str) {
+    let mount = full_soon(mode);
     for more in [&[][..], &["conv=fsync"]] {
         // If it were never refused, dd would end after sixteen times the size.
         let more: Vec<&str> = more.iter().copied().chain(["count=8192"]).collect();
@@ -91,7 +98,11 @@ fn one_file_larger_than_the_mount() {
 
 #[test]
 fn df_tells_the_truth_when_full_and_after() {
-    let mount = full_soon();
+    MODES.iter().for_each(|mode| df_tells_the_truth_when_full_and_after_with(mode));
+}
+
+fn df_tells_the_truth_when_full_and_after_with(mode: &str) {
+    let mount = full_soon(mode);
     let free = || rustix::fs::statvfs(&mount.dir).map(|s| s.f_bfree * s.f_frsize).unwrap();
     let before = free();
     assert!(before > SIZE / 2 && before <= SIZE, "{before}");
@@ -107,7 +118,11 @@ fn df_tells_the_truth_when_full_and_after() {
 
 #[test]
 fn a_mapping_writer() {
-    let mount = full_soon();
+    MODES.iter().for_each(|mode| a_mapping_writer_with(mode));
+}
+
+fn a_mapping_writer_with(mode: &str) {
+    let mount = full_soon(mode);
     let held = fill(&mount, "a", 400, &["conv=fsync"]);
     // The writer may die of SIGBUS, or get an error from msync or fsync; it must not succeed and lose data.
     let program = "
@@ -148,8 +163,9 @@ m.flush(); os.fsync(fd); m.close(); os.close(fd)
 
 #[test]
 fn two_fillers_at_once() {
-    for more in [&[][..], &["conv=fsync"]] {
-        let mount = full_soon();
+    let all = MODES.iter().flat_map(|mode| [(mode, &[][..]), (mode, &["conv=fsync"])]);
+    for (mode, more) in all {
+        let mount = full_soon(mode);
         let (one, two) = std::thread::scope(|scope| {
             let one = scope.spawn(|| fill(&mount, "one", 1000, more));
             let two = scope.spawn(|| fill(&mount, "two", 2000, more));
@@ -161,4 +177,27 @@ fn two_fillers_at_once() {
         assert_eq!(mount.stat("errors"), 0);
         mount.umount();
     }
+}
+
+/// Written through, write(2) itself reports a full file system, at the byte where it is full.
+#[test]
+fn write_itself_reports_what_does_not_fit() {
+    let mount = full_soon("defaults");
+    let file = fs::File::create(mount.path("f")).unwrap();
+    let chunk = noise(7, 1 << 20);
+    let mut held = 0;
+    let error = loop {
+        match std::io::Write::write(&mut &file, &chunk) {
+            Ok(n) => held += n,
+            Err(error) => break error,
+        }
+        assert!(held <= usize::try_from(SIZE).unwrap(), "more than there is room for");
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    assert_eq!(len, held, "the file is as long as what write(2) took");
+    assert!(held >= 20 << 20, "only {held} bytes of 32 MiB");
+    mount.drop_caches();
+    let read = fs::read(mount.path("f")).unwrap();
+    assert!(read.chunks(1 << 20).all(|part| part == &chunk[..part.len()]));
 }

@@ -23,3 +23,4 @@ mod options;
 mod spill;
 mod stats;
 mod stores;
+mod transport;

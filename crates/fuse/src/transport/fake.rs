@@ -5,6 +5,7 @@ use zerocopy::IntoBytes as _;
 use crate::abi::InHeader;
 use crate::channel::To;
 pub use crate::channel::answers::{Answer, Answers};
+use crate::reply::Reply;
 use crate::request::Request;
 use crate::serve::Serve;
 
@@ -24,6 +25,11 @@ impl FakeKernel {
         let message = [header.as_bytes(), args].concat();
         super::serve(serve, Request::decode(&message), || To::Fake(self.answers.clone()));
         self.next
+    }
+
+    /// A reply that a request of this number would have.
+    pub fn reply(&self, unique: u64) -> Reply {
+        Reply::new(unique, To::Fake(self.answers.clone()))
     }
 
     /// The replies.
