@@ -74,8 +74,8 @@ impl Engine {
             clock: Arc::new(KernelClock::new()),
         })?);
         let often = {
-            let fs = fs.clone();
-            move || limit_to_capacity(&vm, &fs, size_pages)
+            let (fs, writeback) = (fs.clone(), options.writeback);
+            move || limit_to_capacity(&vm, &fs, size_pages, writeback)
         };
         often();
         let fuse = FuseOptions {
@@ -151,7 +151,13 @@ impl Face for MountFace {
 
 /// Limits files to the capacity of memory and the store's disk, where that is less than `size`: a writer must hear of a
 /// full disk from write(2), not from a pager that cannot evict.
-fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64) {
-    let capacity = vm.capacity(fs.account());
-    fs.account().set_limit(size_pages.min(capacity));
+///
+/// Written through and without a store, memory itself says when it is full, to write(2): it holds as much as packs. Only
+/// `df` has an estimate.
+fn limit_to_capacity(vm: &Vm, fs: &TmpFs, size_pages: u64, writeback: bool) {
+    if vm.has_store() || writeback {
+        fs.account().set_limit(size_pages.min(vm.capacity(fs.account())));
+    } else {
+        fs.account().set_room(vm.room_in_memory());
+    }
 }

@@ -179,7 +179,7 @@ impl TmpFs {
         let free = self.inodes_limit.map_or(by_memory, |limit| limit.saturating_sub(used).min(by_memory));
         StatFs {
             pages,
-            pages_free: pages.saturating_sub(self.account.used()),
+            pages_free: self.account.left(),
             inodes: self.inodes_limit.unwrap_or(used + free),
             inodes_free: free,
         }

@@ -18,6 +18,8 @@ pub struct Account {
     limit: AtomicU64,
     reserve: AtomicU64,
     used: AtomicU64,
+    /// Pages that may still find room: for display.
+    room: AtomicU64,
 }
 
 impl Account {
@@ -27,6 +29,7 @@ impl Account {
             limit: AtomicU64::new(limit),
             reserve: AtomicU64::new(0),
             used: AtomicU64::new(0),
+            room: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -48,6 +51,16 @@ impl Account {
     /// Changes the reserve.
     pub fn set_reserve(&self, pages: u64) {
         self.reserve.store(pages, Ordering::Relaxed);
+    }
+
+    /// Sets how many more pages may find room, as far as that can be told.
+    pub fn set_room(&self, pages: u64) {
+        self.room.store(pages, Ordering::Relaxed);
+    }
+
+    /// Pages that the limit leaves and that may find room.
+    pub fn left(&self) -> u64 {
+        self.limit().saturating_sub(self.used()).min(self.room.load(Ordering::Relaxed))
     }
 
     /// Pages that exist.

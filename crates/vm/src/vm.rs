@@ -22,6 +22,9 @@ use crate::sync::Arc;
 /// Metadata of a page that is far from all others: its chunk, the nodes above it, and its extent.
 const LONE_PAGE_COST: usize = CHUNK_COST + 3 * NODE_COST + EXTENT_COST;
 
+/// Bytes of compressed memory that tell how data packs.
+const PACKING_KNOWN: u64 = 1 << 20;
+
 /// Virtual memory: objects whose pages live in memory or in a store, under one budget. A cheap handle, for the faces:
 /// it cannot page out. [`crate::Pager`] can.
 #[derive(Debug, Clone)]
@@ -121,6 +124,26 @@ impl Vm {
         // compressed size.
         let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
         account.used().saturating_sub(stats.dirty_bytes as u64 / page) + left
+    }
+
+    /// True if there is any store.
+    pub fn has_store(&self) -> bool {
+        !self.pagein.memory.backings.is_empty()
+    }
+
+    /// Pages that memory alone could still take, by the packing seen so far.
+    pub fn room_in_memory(&self) -> u64 {
+        let stats = self.stats();
+        let limit = stats.limit_bytes / 16 * 15;
+        let free = limit.saturating_sub(stats.charged_bytes) as u64;
+        let (packed, payload) = (stats.compressed_page_bytes as u64, stats.compressed_bytes as u64);
+        let page = PAGE as u64;
+        if payload < PACKING_KNOWN {
+            return free / page;
+        }
+        // What is not packed yet gives room for as much as its packing saves.
+        let saved = stats.resident_bytes as u64 * packed.saturating_sub(payload) / packed.max(1);
+        (free + saved) * packed.max(payload) / payload / page
     }
 
     /// The space of all stores together. Asks their disks.

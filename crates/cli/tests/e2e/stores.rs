@@ -135,6 +135,42 @@ fn no_store_is_memory_only() {
     mount.umount();
 }
 
+/// Without a store memory holds as much as packs, write(2) says when it is full, and `df` comes down to that.
+#[test]
+fn no_store_holds_what_packs() {
+    let mount = Mount::new(&["--memory", "32M", "--size", "256M", "--store", "none"]);
+    let free = || rustix::fs::statvfs(&mount.dir).map(|s| s.f_bavail * s.f_frsize).unwrap();
+    // Half noise, half zeros: it packs two to one.
+    let content = |n: u64| -> Vec<u8> {
+        noise(n, 512 << 10).chunks(2048).flat_map(|half| [half, &[0; 2048][..]].concat()).collect()
+    };
+    let mut held = Vec::new();
+    for n in 0..200 {
+        let path = mount.path(&format!("f{n}"));
+        match fs::write(&path, content(n)) {
+            Ok(()) => held.push(n),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+                fs::remove_file(&path).unwrap();
+                break;
+            }
+        }
+    }
+    assert!(held.len() >= 40, "{} MiB that pack two to one in 32 MiB of memory", held.len());
+    assert!(held.len() < 80, "{} MiB", held.len());
+    crate::harness::eventually("df has seen it", || free() < 16 << 20);
+    mount.drop_caches();
+    for n in &held {
+        assert!(fs::read(mount.path(&format!("f{n}"))).unwrap() == content(*n), "file {n}");
+    }
+    for n in &held {
+        fs::remove_file(mount.path(&format!("f{n}"))).unwrap();
+    }
+    crate::harness::eventually("df has room again", || free() > 24 << 20);
+    fs::write(mount.path("after"), content(1)).unwrap();
+    mount.umount();
+}
+
 #[test]
 fn a_store_without_permission_is_refused() {
     // Root may write everywhere, except in a file system that takes no files.
