@@ -1,9 +1,7 @@
 //! `bench mount`: all data within the memory, one process, plain system calls; overspill and the kernel's tmpfs in
 //! turn.
 //!
-//! Round trips are counted as the daemon's read calls (`syscr` of /proc/PID/io): one call reads a request from
-//! /dev/fuse, and within its memory the daemon reads nothing else. A phase's count is taken once the daemon is silent,
-//! to include FORGETs, which come late and many to a read. The daemon's reads while idle are shown: they are noise.
+//! Round trips are counted by the daemon (`requests` in its statistics): requests of the kernel that want an answer.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -40,15 +38,41 @@ const FAN: usize = 1000;
 const BLOCK: usize = 1 << 20;
 /// A hot read repeats the file until it has read at least this much.
 const HOT_BYTES: u64 = GIB;
-/// The ratio to the kernel's tmpfs that sequential write and hot read must reach as root.
-const GOAL: f64 = 0.9;
+/// Ratios to the kernel's tmpfs that are wanted, as root.
+const GOALS: [(&str, f64); 12] = [
+    ("create", 0.15),
+    ("4K write+close", 0.30),
+    ("unlink", 0.24),
+    ("rename", 0.18),
+    ("create+4K+fsync", 0.20),
+    ("stat again", 0.80),
+    ("open+close", 0.63),
+    ("4K read+close", 0.77),
+    ("seq write", 0.75),
+    ("hot seq read", 1.0),
+    ("rand 4K read", 0.9),
+    ("rand 4K write", 0.12),
+];
 
-const METADATA: [&str; 8] =
-    ["create", "stat", "stat again", "open+close", "4K write+close", "readdir entry", "rename", "unlink"];
+const METADATA: [&str; 9] = [
+    "create",
+    "stat",
+    "stat again",
+    "open+close",
+    "4K write+close",
+    "4K read+close",
+    "readdir entry",
+    "rename",
+    "unlink",
+];
 /// Rows of memory per name.
 const RAM: [&str; 3] = ["RAM per empty file", "RAM per directory", "RAM per 1 KiB file"];
 const FSYNC: &str = "create+4K+fsync";
 const DATA: [&str; 4] = ["seq write", "hot seq read", "rand 4K read", "rand 4K write"];
+/// Small changes of one file, through write(2).
+const SMALL: [&str; 3] = ["append 100 B", "append 4K", "overwrite 4K"];
+/// Several clients at once.
+const CLIENTS: [&str; 3] = ["create, 1 client", "create, 2 clients", "8 threads, mixed"];
 
 /// Sizes of the phases.
 #[derive(Clone, Copy, Debug)]
@@ -83,14 +107,14 @@ pub(crate) fn run(args: &MountArgs) -> Outcome<()> {
     };
     let mut report =
         Report::open("mount", common.json, common.row.as_deref(), &parameters(args, amounts, &setup));
-    let turns = Turns::take("mount", common, &[Kind::Tmpfs], |kind| {
+    let turns = Turns::take("mount", common, &[Kind::Tmpfs, Kind::Writeback, Kind::Ext4], |kind| {
         let world = World::make(kind, &setup)?;
-        let measured = Run::new(&world, &report, amounts).all().during(world.dir.display());
+        let measured = Run::new(&world, &setup, &report, amounts).all().during(world.dir.display());
         world.end();
         measured
     })?;
-    let goal = |row: &str| (is_root() && matches!(row, "seq write" | "hot seq read")).then_some(GOAL);
-    turns.report(&mut report, |_, row| goal(row));
+    let goal = |row: &str| GOALS.iter().find(|(name, _)| is_root() && *name == row).map(|(_, goal)| *goal);
+    turns.report(&mut report, |kind, row| (kind == Kind::Tmpfs).then(|| goal(row)).flatten());
     report.close();
     drop(guards);
     Ok(())
@@ -109,39 +133,26 @@ fn parameters(args: &MountArgs, amounts: Amounts, setup: &Setup<'_>) -> Vec<(&'s
         ("files", format!("{}, {FAN} in a directory", amounts.files)),
         ("data", format!("{}, sequential by 1 MiB, ends with close; {} random operations of 4 KiB", Size(amounts.data), amounts.random)),
         ("before", "one file is taken through every operation, so that the kernel knows what not to ask".into()),
-        ("trips/op", "the daemon's read calls (syscr in /proc/PID/io) per operation: one reads one request, or many FORGETs".into()),
+        ("trips/op", "requests of the kernel that want an answer, counted by the daemon, per operation".into()),
         ("RAM per", "growth of the daemon's RSS and of the kernel's slabs and tmpfs pages, over the names made; the kernel's cache of ours is not counted".into()),
-        ("goals", if is_root() { format!("seq write and hot seq read: ratio {GOAL}") } else { "none: they are root's".into() }),
+        ("goals", if is_root() { "to the kernel's tmpfs" } else { "none: they are root's" }.into()),
     ]
 }
 
-/// Counts the read calls of the daemon.
+/// Counts the round trips to the daemon.
 #[derive(Clone, Debug)]
-struct Reads(Option<PathBuf>);
+struct Trips(Option<(PathBuf, PathBuf)>);
 
-impl Reads {
-    fn of(world: &World) -> Self {
-        let path = world.daemon.map(|pid| PathBuf::from(format!("/proc/{pid}/io")));
-        Self(path.filter(|path| std::fs::read(path).is_ok()))
+impl Trips {
+    fn of(world: &World, program: &Path) -> Self {
+        Self(world.daemon.map(|_| (program.to_owned(), world.dir.clone())))
     }
 
+    /// The count by now; none for a rival, or a program that does not count.
     fn now(&self) -> Option<u64> {
-        let text = std::fs::read_to_string(self.0.as_ref()?).ok()?;
-        text.lines().find_map(|l| l.strip_prefix("syscr: ")?.parse().ok())
-    }
-
-    /// The count, once it is unchanged for 20 ms, or after 2 s.
-    fn settled(&self) -> Option<u64> {
-        let mut last = self.now()?;
-        for _ in 0..100 {
-            std::thread::sleep(Duration::from_millis(20));
-            let now = self.now()?;
-            if now == last {
-                break;
-            }
-            last = now;
-        }
-        Some(last)
+        let (program, dir) = self.0.as_ref()?;
+        let output = std::process::Command::new(program).args(["stats", "--json"]).arg(dir).output().ok()?;
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()?["requests"].as_u64()
     }
 }
 
@@ -173,21 +184,18 @@ struct Run<'a> {
     dir: &'a Path,
     report: &'a Report,
     amounts: Amounts,
-    reads: Reads,
+    trips: Trips,
     memory: Memory,
     is_ours: bool,
     out: Vec<Measure>,
 }
 
 impl<'a> Run<'a> {
-    fn new(world: &'a World, report: &'a Report, amounts: Amounts) -> Self {
+    fn new(world: &'a World, setup: &Setup<'_>, report: &'a Report, amounts: Amounts) -> Self {
         let is_ours = world.daemon.is_some();
-        let reads = Reads::of(world);
-        if is_ours && reads.0.is_none() {
-            report.skip("round trips", "the daemon's /proc/PID/io cannot be read by this user");
-        }
+        let trips = Trips::of(world, setup.program);
         let memory = Memory(world.daemon);
-        Self { dir: &world.dir, report, amounts, reads, memory, is_ours, out: Vec::new() }
+        Self { dir: &world.dir, report, amounts, trips, memory, is_ours, out: Vec::new() }
     }
 
     fn wants(&self, rows: &[&str]) -> bool {
@@ -196,7 +204,6 @@ impl<'a> Run<'a> {
 
     fn all(mut self) -> io::Result<Vec<Measure>> {
         self.warm_up()?;
-        self.idle();
         // This comes first: memory that other phases freed would be used again, and hide the growth.
         if self.wants(&RAM) {
             self.ram()?;
@@ -209,6 +216,12 @@ impl<'a> Run<'a> {
         }
         if self.wants(&DATA) {
             self.data()?;
+        }
+        if self.wants(&SMALL) {
+            self.small()?;
+        }
+        if self.wants(&CLIENTS) {
+            self.clients()?;
         }
         Ok(self.out)
     }
@@ -226,27 +239,14 @@ impl<'a> Run<'a> {
         std::fs::remove_file(&renamed)
     }
 
-    /// Measures the daemon's reads while it has no requests.
-    fn idle(&mut self) {
-        if let Some(before) = self.reads.settled() {
-            std::thread::sleep(Duration::from_millis(300));
-            let now = self.reads.now().unwrap_or(before);
-            let rate = (now - before) as f64 / 0.3;
-            self.out.push(
-                Measure::new("idle reads", Unit::PerSecond, Value::Number(rate))
-                    .noted("the noise in trips/op"),
-            );
-        }
-    }
-
     /// Times `work`, which returns the number of its operations.
     fn timed(&mut self, row: &str, unit: Unit, work: impl FnOnce() -> io::Result<u64>) -> io::Result<()> {
-        let before = self.reads.settled();
+        let before = self.trips.now();
         let start = Instant::now();
         let operations = work()? as f64;
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
         self.out.push(Measure::new(row, unit, Value::Number(operations / seconds)));
-        let round_trips = match (before, self.reads.settled()) {
+        let round_trips = match (before, self.trips.now()) {
             (Some(before), Some(after)) => Value::Number((after - before) as f64 / operations.max(1.0)),
             _ if self.is_ours => Value::Nothing,
             _ => Value::Number(0.0),
@@ -279,6 +279,9 @@ impl<'a> Run<'a> {
         self.timed("open+close", Unit::PerSecond, || each(&|name| File::open(name).map(drop)))?;
         self.timed("4K write+close", Unit::PerSecond, || {
             each(&|name| File::options().write(true).open(name)?.write_all(&page))
+        })?;
+        self.timed("4K read+close", Unit::PerSecond, || {
+            each(&|name| File::open(name)?.read_exact_at(&mut [0; PAGE], 0))
         })?;
         self.timed("readdir entry", Unit::PerSecond, || {
             let mut entries = 0;
@@ -383,6 +386,71 @@ impl<'a> Run<'a> {
     }
 }
 
+impl Run<'_> {
+    /// Small changes of one file.
+    fn small(&mut self) -> io::Result<()> {
+        let path = self.dir.join("small");
+        let count = self.amounts.files as u64;
+        for (row, bytes) in [("append 100 B", 100), ("append 4K", PAGE)] {
+            let mut file = File::options().append(true).create(true).open(&path)?;
+            let part = vec![0x5a; bytes];
+            self.timed(row, Unit::PerSecond, || {
+                (0..count).try_for_each(|_| file.write_all(&part)).map(|()| count)
+            })?;
+        }
+        let file = File::options().write(true).open(&path)?;
+        self.timed("overwrite 4K", Unit::PerSecond, || {
+            (0..count).try_for_each(|n| file.write_all_at(&[1; PAGE], n % 64 * PAGE as u64)).map(|()| count)
+        })?;
+        std::fs::remove_file(&path)
+    }
+
+    /// Several clients at once: the rate of all of them together.
+    fn clients(&mut self) -> io::Result<()> {
+        let count = self.amounts.files / 4;
+        let create =
+            |dir: &Path| (0..count).try_for_each(|n| File::create_new(dir.join(n.to_string())).map(drop));
+        for (row, clients) in [("create, 1 client", 1), ("create, 2 clients", 2)] {
+            let all = count as u64 * clients;
+            self.timed_at_once(row, clients, all, &create)?;
+        }
+        let mixed = |dir: &Path| {
+            (0..count / 4).try_for_each(|n| {
+                let (name, moved) = (dir.join(n.to_string()), dir.join(format!("m{n}")));
+                let mut file = File::create_new(&name)?;
+                file.write_all(&[0x5a; PAGE])?;
+                drop(file);
+                std::fs::metadata(&name)?;
+                File::open(&name)?.read_exact_at(&mut [0; PAGE], 0)?;
+                std::fs::rename(&name, &moved)?;
+                std::fs::remove_file(&moved)
+            })
+        };
+        self.timed_at_once("8 threads, mixed", 8, count as u64 / 4 * 6 * 8, &mixed)
+    }
+
+    /// Times `work` in as many threads, each with a directory of its own.
+    fn timed_at_once(
+        &mut self,
+        row: &str,
+        threads: u64,
+        operations: u64,
+        work: &(dyn Fn(&Path) -> io::Result<()> + Sync),
+    ) -> io::Result<()> {
+        let dirs: Vec<PathBuf> = (0..threads).map(|n| self.dir.join(format!("client{n}"))).collect();
+        dirs.iter().try_for_each(std::fs::create_dir)?;
+        self.timed(row, Unit::PerSecond, || {
+            std::thread::scope(|scope| {
+                let all: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || work(dir))).collect();
+                let failed = || io::Error::other("a client panicked");
+                all.into_iter().try_for_each(|one| one.join().map_err(|_| failed())?)
+            })?;
+            Ok(operations)
+        })?;
+        dirs.iter().try_for_each(std::fs::remove_dir_all)
+    }
+}
+
 /// The name of the row with a row's round trips.
 fn trips(row: &str) -> String {
     format!("{row}, trips")
@@ -401,13 +469,13 @@ mod tests {
             dir: dir.path(),
             report: &report,
             amounts,
-            reads: Reads(None),
+            trips: Trips(None),
             memory: Memory(None),
             is_ours: false,
             out: Vec::new(),
         };
         let measured = run.all().unwrap();
-        for row in METADATA.iter().chain(&DATA).chain([&FSYNC]) {
+        for row in METADATA.iter().chain(&DATA).chain(&SMALL).chain(&CLIENTS).chain([&FSYNC]) {
             let rate = measured.iter().find(|m| m.row == *row).unwrap();
             assert!(matches!(rate.value, Value::Number(n) if n > 0.0), "{rate:?}");
             let round_trips = measured.iter().find(|m| m.row == trips(row)).unwrap();

@@ -17,6 +17,8 @@ use crate::undo::{self, Guard, Guards};
 pub(crate) enum Kind {
     /// An overspill mount.
     Ours,
+    /// An overspill mount with `-o writeback`.
+    Writeback,
     /// An overspill mount whose store has a file for each object.
     PerObject,
     /// The kernel's tmpfs.
@@ -36,6 +38,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::Writeback => "ours, writeback",
             Self::PerObject => "file per object",
             Self::Tmpfs => "tmpfs",
             Self::TmpfsSwap => "tmpfs+swap file",
@@ -338,8 +341,9 @@ impl World {
     pub(crate) fn make(kind: Kind, setup: &Setup<'_>) -> Outcome<Self> {
         let mut guards = Guards::default();
         match kind {
-            Kind::Ours => ours(setup, "shared", guards),
-            Kind::PerObject => ours(setup, "per-object", guards),
+            Kind::Ours => ours(setup, "defaults", guards),
+            Kind::Writeback => ours(setup, "writeback", guards),
+            Kind::PerObject => ours(setup, "layout=per-object", guards),
             Kind::Tmpfs if !is_root() => {
                 let dir = fresh(Path::new("/dev/shm"), &format!("overspill-bench-{}", std::process::id()));
                 guards.push(tree(&dir)?);
@@ -412,7 +416,7 @@ fn tmpfs(setup: &Setup<'_>, device: Option<String>, mut guards: Guards) -> Outco
     Ok(World { dir, daemon: None, user: None, device, guards })
 }
 
-fn ours(setup: &Setup<'_>, layout: &str, mut guards: Guards) -> Outcome<World> {
+fn ours(setup: &Setup<'_>, option: &str, mut guards: Guards) -> Outcome<World> {
     let (store, device) = disk(setup, setup.size + setup.size / 8, false, &mut guards)?;
     let at = fresh(setup.base, "ours");
     guards.push(directory(&at)?);
@@ -422,8 +426,8 @@ fn ours(setup: &Setup<'_>, layout: &str, mut guards: Guards) -> Outcome<World> {
     let mut command = setup.command(setup.program)?;
     command.args([
         "mount",
-        "--layout",
-        layout,
+        "-o",
+        option,
         "--size",
         &setup.size.to_string(),
         "--memory",

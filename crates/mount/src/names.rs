@@ -170,6 +170,10 @@ impl Server {
     }
 
     fn lookup(&self, parent: u64, name: &[u8], reply: Reply) {
+        if name == b"." {
+            // A file handle (name_to_handle_at(2), NFS) of a node that the kernel has forgotten.
+            return self.answer_entry(self.fs.getattr(parent), reply);
+        }
         match self.fs.lookup(parent, name) {
             Err(FsError::NotFound) if self.prime.is(parent, name) => {
                 reply.passing_entry(&prime::Prime::attr());

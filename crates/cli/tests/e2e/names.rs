@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use crate::harness::{Mount, is_root, names, sh};
+use crate::harness::{Mount, is_root, names, ok, python, sh};
 
 fn small() -> Mount {
     Mount::new(&["--memory", "8M", "--size", "64M"])
@@ -256,4 +256,42 @@ fn permissions_are_the_kernels() {
     fs::set_permissions(mount.path("d"), fs::Permissions::from_mode(0o2755)).unwrap();
     fs::create_dir(mount.path("d/e")).unwrap();
     assert_eq!(fs::metadata(mount.path("d/e")).unwrap().mode() & 0o2000, 0o2000, "set-gid is inherited");
+}
+
+/// A handle finds its file again after the kernel has forgotten it, also when it was moved; a removed file is stale.
+#[test]
+fn root_opens_files_by_handles() {
+    if !is_root("open_by_handle_at(2)") {
+        return;
+    }
+    let mount = Mount::new(&["--memory", "16M"]);
+    let program = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("handle", ctypes.c_ubyte * 128)]
+def handle_of(path):
+    h, mount = Handle(bytes=128), ctypes.c_int()
+    assert libc.name_to_handle_at(-100, path.encode(), ctypes.byref(h), ctypes.byref(mount), 0) == 0, ctypes.get_errno()
+    return h
+def open_by(root, h):
+    fd = libc.open_by_handle_at(root, ctypes.byref(h), os.O_RDONLY)
+    return fd if fd >= 0 else -ctypes.get_errno()
+os.chdir(sys.argv[1])
+os.makedirs("d/e")
+open("d/e/f", "w").write("found")
+open("gone", "w").write("x")
+handles = [handle_of(p) for p in ("d/e/f", "d/e", "gone")]
+os.rename("d", "moved"); os.remove("gone")
+open("/proc/sys/vm/drop_caches", "w").write("2")
+root = os.open(".", os.O_RDONLY)
+fd = open_by(root, handles[0])
+assert fd >= 0, fd
+assert os.read(fd, 10) == b"found"
+directory = open_by(root, handles[1])
+assert directory >= 0 and os.listdir(directory) == ["f"], directory
+assert open_by(root, handles[2]) == -116, "ESTALE"
+"#;
+    ok(&python(program, &[&mount.dir]));
+    mount.umount();
 }
