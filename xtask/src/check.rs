@@ -49,6 +49,15 @@ pub(crate) fn test() -> Result<(), String> {
     sim::simulate(&sim::SimArgs::default())
 }
 
+/// The soak of the server of a mount.
+///
+/// # Errors
+/// When it fails.
+pub(crate) fn soak(seconds: u64) -> Result<(), String> {
+    let args = ["test", "--release", "--package", "overspill-mount", "--lib", "soak", "--", "--nocapture"];
+    run(command("cargo", &args).env("OVERSPILL_SOAK_SECONDS", seconds.to_string()))
+}
+
 /// The switch that lets file systems have their requests by io_uring.
 const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
 

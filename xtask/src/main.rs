@@ -36,6 +36,12 @@ enum Command {
     Mutants(mutants::MutantsArgs),
     /// Try policies of replacement on what mounts have logged.
     Policy(policy::PolicyArgs),
+    /// Let clients of a fake kernel do everything at once to the server of a mount, for long.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+        seconds: u64,
+    },
     /// Run seeds of the deterministic simulation of VM and store.
     Sim(sim::SimArgs),
 }
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => run::finish(demo::demo(&args)),
         Command::Mutants(args) => run::finish(mutants::run(&args)),
         Command::Policy(args) => run::finish(policy::run(&args)),
+        Command::Soak { seconds } => run::finish(check::soak(seconds)),
         Command::Sim(args) => run::finish(sim::simulate(&args)),
     }
 }

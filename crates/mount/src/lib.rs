@@ -22,6 +22,8 @@ mod names;
 mod park;
 mod prime;
 mod server;
+#[cfg(test)]
+mod soak;
 mod space;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use overspill_fuse::abi::{
 };
 use overspill_fuse::fake::FakeKernel;
 use overspill_tmpfs::{Clock, ROOT_INO, Timestamp, TmpFs, TmpFsConfig};
-use overspill_vm::{Pager, VmConfig};
+use overspill_vm::{Pager, Vm, VmConfig};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -44,11 +44,11 @@ struct World {
     _pager: Pager,
 }
 
-fn world() -> World {
-    let pager = Pager::new(&VmConfig::new(16 << 20), Vec::new()).unwrap();
+/// A server of a new file system.
+pub(crate) fn server(vm: &Vm, spawn: Arc<dyn overspill_runtime::Spawn>, size_pages: u64) -> Server {
     let fs = TmpFs::new(TmpFsConfig {
-        vm: pager.vm().clone(),
-        size_pages: 1024,
+        vm: vm.clone(),
+        size_pages,
         nr_inodes: None,
         mode: 0o755,
         uid: 0,
@@ -56,11 +56,10 @@ fn world() -> World {
         clock: Arc::new(Zero),
     });
     let fs = Arc::new(fs.unwrap());
-    let tuning = Tuning { threads: 4, rings: None, max_write: 1 << 20, max_background: 8 };
-    let server = Server {
+    Server {
         fs: fs.clone(),
-        tuning,
-        parking: Parking::new(Arc::new(Threads), 4, 8),
+        tuning: Tuning { threads: 4, rings: None, max_write: 1 << 20, max_background: 8 },
+        parking: Parking::new(spawn, 4, 8),
         kernel: Kernel::new().unwrap(),
         space: Arc::new(Space::new(&fs, 1 << 20, false, false)),
         writeback: false,
@@ -70,8 +69,13 @@ fn world() -> World {
         awaiting_forgets: AtomicBool::new(false),
         lasting_orphans: AtomicU64::new(0),
         evict: AtomicBool::new(false),
-    };
-    World { front: Front(Arc::new(server)), kernel: FakeKernel::default(), _pager: pager }
+    }
+}
+
+fn world() -> World {
+    let pager = Pager::new(&VmConfig::new(16 << 20), Vec::new()).unwrap();
+    let front = Front(Arc::new(server(pager.vm(), Arc::new(Threads), 1024)));
+    World { front, kernel: FakeKernel::default(), _pager: pager }
 }
 
 impl World {

@@ -17,6 +17,11 @@ pub struct FakeKernel {
 }
 
 impl FakeKernel {
+    /// A kernel that numbers its requests from `first` on: several may send to one server.
+    pub fn numbered_from(first: u64) -> FakeKernel {
+        FakeKernel { answers: Answers::default(), next: first }
+    }
+
     /// Sends a request to a server, on this thread; returns its number.
     pub fn send(&mut self, serve: &dyn Serve, opcode: u32, node: u64, args: &[u8]) -> u64 {
         self.next += 1;
