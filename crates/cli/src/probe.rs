@@ -1,5 +1,6 @@
 //! Asks the daemon of a mount for its state, without waiting for ever on one that hangs.
 
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -57,12 +58,23 @@ fn owner(mount: &Entry) -> u32 {
 }
 
 fn ask<T>(mount: &Entry, question: impl FnOnce(&mut Control) -> Result<T, AskError>) -> Probe<T> {
-    let answer = Control::of_face(owner(mount), &mount.dev, PATIENCE).and_then(|mut c| question(&mut c));
-    match answer {
-        Ok(answer) => Probe::Alive(answer),
-        Err(AskError::Silent(..)) => Probe::Silent,
-        Err(error @ (AskError::Garbled(..) | AskError::Refused(..))) => Probe::Mute(error.to_string()),
-        Err(error @ (AskError::Absent(..) | AskError::Denied(_) | AskError::Impostor(_))) => {
+    let answer = Control::of_face(owner(mount), &mount.dev, PATIENCE).and_then(|mut control| {
+        let faces = control.faces()?;
+        let at_home = faces.iter().any(|f| f.device == mount.dev && Path::new(&f.at) == mount.mountpoint);
+        Ok((question(&mut control)?, at_home))
+    });
+    let error = match answer {
+        Ok((answer, true)) => return Probe::Alive(answer),
+        // It may be seen from another namespace. Or the kernel has given the device to a new mount while the process of
+        // an old one still ends: then the new one may be dead all the same.
+        Ok((answer, false)) => {
+            return if let Probe::Dead = look(mount) { Probe::Dead } else { Probe::Alive(answer) };
+        }
+        Err(AskError::Silent(..)) => return Probe::Silent,
+        Err(error) => error,
+    };
+    match error {
+        AskError::Absent(..) | AskError::Denied(_) | AskError::Impostor(_) => {
             // No socket says nothing of the daemon: the mount itself does.
             match look(mount) {
                 Probe::Alive(()) if matches!(error, AskError::Denied(_)) => Probe::Denied,
@@ -73,6 +85,7 @@ fn ask<T>(mount: &Entry, question: impl FnOnce(&mut Control) -> Result<T, AskErr
                 Probe::Silent => Probe::Silent,
             }
         }
+        _ => Probe::Mute(error.to_string()),
     }
 }
 

@@ -92,7 +92,10 @@ impl Session {
         run: impl FnOnce(&Arc<Device>, &dyn Serve) -> io::Result<()> + Send + 'static,
     ) -> Result<(), FuseError> {
         let (device, serve) = (self.device.clone(), serve.clone());
-        let thread = overspill_sys::process::spawn_or_die(name, move || run(&device, &*serve));
+        let thread = overspill_sys::process::spawn_or_die(name, move || {
+            run(&device, &*serve)
+                .inspect_err(|error| tracing::error!(%error, "a connection to the kernel breaks"))
+        });
         self.threads.push(thread.map_err(FuseError::Session)?);
         Ok(())
     }

@@ -15,6 +15,9 @@ thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of a write behind which more of its kind will come.
+const LONG: usize = 64 << 10;
+
 impl Server {
     pub(crate) fn read(self: &Arc<Self>, ino: u64, offset: u64, size: u32, reply: Reply) {
         let size = (size as usize).min(self.tuning.max_write.max(1 << 20) as usize);
@@ -125,6 +128,9 @@ impl Server {
     fn answer_write(&self, ino: u64, n: usize, reply: Reply) {
         self.tell_changes(ino);
         reply.written(n);
+        if n >= LONG && !self.parking.never_waits_here() {
+            self.fs.vm().write_ahead();
+        }
         self.space.check(&self.fs);
         self.ask_before_writes(ino);
         self.evict_copy(ino);

@@ -100,9 +100,14 @@ impl<R: Reply> Parking<R> {
         self.never_here.store(true, Ordering::Relaxed);
     }
 
+    /// True on threads that must not wait.
+    pub(crate) fn never_waits_here(&self) -> bool {
+        self.never_here.load(Ordering::Relaxed)
+    }
+
     /// Runs `op` on this thread if it ends at once or nearly so. `None`: it does not, and was dropped.
     pub(crate) fn try_here<T>(&self, op: impl Future<Output = T>) -> Option<T> {
-        if self.never_here.load(Ordering::Relaxed) { self.here.try_once(op) } else { self.here.run(op) }
+        if self.never_waits_here() { self.here.try_once(op) } else { self.here.run(op) }
     }
 
     /// Runs `op` as a task.

@@ -220,6 +220,36 @@ impl Arena {
         };
     }
 
+    /// Populates the region that frames will soon be taken from, if the one before it is running out: for a thread that
+    /// has nothing better to do, while others fill frames. True if it did.
+    pub fn populate_ahead(&self) -> bool {
+        let bits = self.summary.iter().enumerate().flat_map(|(w, word)| {
+            let mut bits = word.load(Ordering::Relaxed);
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                Some(w * 64 + bit)
+            })
+        });
+        for r in bits.take(2) {
+            let region = &self.regions[r];
+            if region.memory.load(Ordering::Relaxed) != EMPTY {
+                if region.free.load(Ordering::Relaxed).count_ones() as usize > REGION_FRAMES / 2 {
+                    return false;
+                }
+                continue;
+            }
+            // A thread that takes a frame of it meanwhile finds it populated, or has a few faults.
+            let claimed = region.memory.compare_exchange(EMPTY, USED, Ordering::Relaxed, Ordering::Relaxed);
+            if claimed.is_ok() {
+                self.touch(r, u64::MAX);
+                self.populate(r);
+            }
+            return claimed.is_ok();
+        }
+        false
+    }
+
     fn give_back(&self, slot: usize) {
         let r = slot / REGION_FRAMES;
         // Release: our last reads and writes of the bytes come before the next owner's.
@@ -390,6 +420,26 @@ mod tests {
         drop(b);
         assert_eq!(charged.load(Ordering::Relaxed), before, "only the last handle gives the frame back");
         assert!(a.bytes_mut().is_some());
+    }
+
+    #[test]
+    fn populates_one_region_ahead_and_no_more() {
+        let (arena, _) = arena(64 * 4);
+        assert!(arena.populate_ahead(), "the first");
+        assert!(!arena.populate_ahead(), "it is all free");
+        let mut frames: Vec<_> = (0..40).map(|_| arena.take().unwrap()).collect();
+        assert_eq!(arena.touched_bytes(), 64 * FRAME);
+        assert!(
+            arena.populate_ahead() && !arena.populate_ahead(),
+            "the second, once the first is running out"
+        );
+        assert_eq!(arena.touched_bytes(), 128 * FRAME);
+        frames.extend((0..88).map(|_| arena.take().unwrap()));
+        assert_eq!(arena.touched_bytes(), 128 * FRAME, "taken as they are");
+        drop(frames);
+        arena.release();
+        assert_eq!(arena.release(), 128 * FRAME, "what was populated goes back as all");
+        assert_eq!(arena.touched_bytes(), 0);
     }
 
     #[test]

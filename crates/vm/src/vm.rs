@@ -22,6 +22,9 @@ use crate::sync::Arc;
 /// Metadata of a page that is far from all others: its chunk, the nodes above it, and its extent.
 const LONE_PAGE_COST: usize = CHUNK_COST + 3 * NODE_COST + EXTENT_COST;
 
+/// Bytes that [`Vm::write_ahead`] may take.
+const WRITE_AHEAD: usize = 256 << 10;
+
 /// Bytes of compressed memory that tell how data packs.
 const PACKING_KNOWN: u64 = 1 << 20;
 
@@ -124,6 +127,15 @@ impl Vm {
         // compressed size.
         let left = room.max(memory).saturating_sub(stats.compressed_bytes as u64 / page);
         account.used().saturating_sub(stats.dirty_bytes as u64 / page) + left
+    }
+
+    /// Has the kernel zero some memory that the next writes will take, if there is room for it: for a thread that has just
+    /// answered a long write, while its writer is busy with the next one.
+    pub fn write_ahead(&self) {
+        let memory = &self.pagein.memory;
+        if memory.arena.touched_bytes() + WRITE_AHEAD <= memory.budget.limit() {
+            memory.arena.populate_ahead();
+        }
     }
 
     /// True if there is any store.
