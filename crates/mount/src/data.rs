@@ -128,12 +128,18 @@ impl Server {
     fn answer_write(&self, ino: u64, n: usize, reply: Reply) {
         self.tell_changes(ino);
         reply.written(n);
-        if n >= LONG && !self.parking.never_waits_here() {
-            self.fs.vm().write_ahead();
+        if n >= LONG {
+            self.write_ahead();
         }
         self.space.check(&self.fs);
         self.ask_before_writes(ino);
         self.evict_copy(ino);
+    }
+
+    /// Has memory made ready for the next write, on another thread, while its writer is busy with it.
+    fn write_ahead(&self) {
+        let vm = self.fs.vm().clone();
+        self.parking.park(async move { vm.write_ahead() });
     }
 
     fn fell_short(&self, result: Result<usize, FsError>, len: usize) -> bool {
