@@ -12,7 +12,6 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::caller::Caller;
 use crate::error::Error;
-use crate::fusermount;
 use crate::machine::{self, Cgroup, meminfo};
 use crate::size::human;
 
@@ -108,7 +107,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
     let view = View {
         base: "/".into(),
         caller: Caller::current(),
-        path: fusermount::search_path(),
+        path: overspill::fusermount::search_path(),
         cgroup: machine::cgroup(),
         memlock: getrlimit(Resource::Memlock).current,
         ring: overspill::runtime::try_ring().map_err(|error| error.to_string()),
@@ -199,7 +198,7 @@ impl View {
                 cure: "in a container: --cap-add SYS_ADMIN",
             };
         }
-        let found = fusermount::find(&self.path, &self.base);
+        let found = overspill::fusermount::find(&self.path, &self.base);
         let (mark, state) = match found.map(|p| (setuid_root(&p), p)) {
             None => (Mark::Stop, "fusermount3 is missing".to_owned()),
             Some((true, p)) => (Mark::Ok, format!("{} is setuid root", p.display())),

@@ -10,7 +10,6 @@ mod docs;
 mod doctor;
 mod error;
 mod exit;
-mod fusermount;
 mod holders;
 mod machine;
 mod mount;

@@ -17,7 +17,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::caller::Caller;
 use crate::error::Error;
-use crate::fusermount;
 use crate::holders;
 use crate::probe::{self, Probe};
 use crate::say::say;
@@ -140,7 +139,7 @@ fn take_away(mount: &Entry, manner: Manner, caller: Caller) -> Result<(), Error>
 
 fn fusermount(mount: &Entry, manner: Manner) -> Result<(), Error> {
     let how = if manner == Manner::Gentle { "-u" } else { "-uz" };
-    let program = fusermount::find(&fusermount::search_path(), Path::new("/"));
+    let program = overspill::fusermount::find(&overspill::fusermount::search_path(), Path::new("/"));
     let output = Command::new(program.unwrap_or_else(|| "fusermount3".into()))
         .args([how, "--"])
         .arg(&mount.mountpoint)

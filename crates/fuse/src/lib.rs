@@ -13,6 +13,7 @@ pub mod abi;
 mod channel;
 mod device;
 mod dirent;
+pub mod fusermount;
 mod mount;
 mod negotiate;
 mod reply;

@@ -15,6 +15,7 @@ use rustix::net::{
 };
 
 use crate::device::Device;
+use crate::fusermount;
 
 /// Restrictions of a mount, which the kernel holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,7 +93,8 @@ pub fn mount(mountpoint: &Path, name: &str, flags: MountFlags) -> Result<(Device
     }
     // The helper opens the device itself, as this user; its own message about that says less.
     drop(open_device(mountpoint)?);
-    let helper = find_helper().ok_or(FuseError::NoFusermount)?;
+    let helper =
+        fusermount::find(&fusermount::search_path(), Path::new("/")).ok_or(FuseError::NoFusermount)?;
     let device = mount_by_helper(&helper, mountpoint, name, flags)?;
     let mounted = Mounted { mountpoint: mountpoint.to_owned(), helper: Some(helper), gone: false };
     Ok((Device::new(device), mounted))
@@ -134,16 +136,6 @@ fn mount_as_root(mountpoint: &Path, name: &str, flags: MountFlags, device: &Owne
     ];
     let bits = bits.into_iter().filter(|(on, _)| *on).fold(Flags::empty(), |all, (_, flag)| all | flag);
     rustix::mount::mount(name, mountpoint, format!("fuse.{name}"), bits, Some(data.as_c_str()))
-}
-
-/// The helper's name, and the directories where it is looked for beside PATH.
-const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
-const USUAL: [&str; 4] = ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"];
-
-fn find_helper() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<PathBuf> = std::env::split_paths(&path).chain(USUAL.map(PathBuf::from)).collect();
-    HELPERS.iter().find_map(|name| dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file()))
 }
 
 fn mount_by_helper(

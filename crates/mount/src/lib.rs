@@ -36,7 +36,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use overspill_fuse::{Device, Serve, Session, Threads, Wanted};
-pub use overspill_fuse::{FuseError, MountFlags};
+pub use overspill_fuse::{FuseError, MountFlags, fusermount};
 use overspill_tmpfs::TmpFs;
 
 pub use server::{Rings, Tuning};

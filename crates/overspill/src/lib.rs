@@ -19,6 +19,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod stats;
 
+pub use overspill_mount::fusermount;
 pub use overspill_runtime as runtime;
 pub use overspill_slab as slab;
 pub use overspill_store as store;
