@@ -39,7 +39,9 @@ Mounts that exist keep the way they have.";
 
 /// Turns on what root can turn on without harm.
 fn fix() -> Result<(), Error> {
-    match std::fs::write(ENABLE_URING, "Y") {
+    // Not created where it is missing: sysfs would call that a lack of permission.
+    match std::fs::OpenOptions::new().write(true).open(ENABLE_URING).and_then(|mut file| file.write_all(b"Y"))
+    {
         Ok(()) => {
             crate::say::say(KEEP_URING);
             Ok(())

@@ -80,7 +80,9 @@ pub(crate) enum Error {
     #[error("the daemon of {} gives no answer: {}", .0.display(), .1)]
     NoAnswer(PathBuf, String),
 
-    #[error("this kernel has no FUSE over io_uring; Linux 6.14 has it")]
+    #[error(
+        "there is no FUSE over io_uring to turn on: it needs Linux 6.14, and the fuse module loaded (modprobe fuse)"
+    )]
     NoSwitch,
     #[error("no permission to turn on FUSE over io_uring: run `overspill doctor --fix` as root")]
     RootFixes,

@@ -67,7 +67,8 @@ fn main() -> ExitCode {
     ExitCode::from(match result {
         Ok(()) => Exit::Ok.code(),
         Err(error) => {
-            say::say(&error.to_string());
+            let lines: Vec<String> = error.to_string().lines().map(say::shown).collect();
+            say::say(&lines.join("\n"));
             error.code()
         }
     })

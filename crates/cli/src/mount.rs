@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use overspill::engine::Engine;
@@ -151,10 +152,12 @@ fn serve(plan: Plan, ready: impl FnOnce(&str)) -> Result<(), Error> {
     let Plan { engine, mount } = plan;
     overspill::process::die_on_panic();
     overspill::process::survive_file_size_limit();
-    unmount_on_signals(mount.mountpoint.clone())?;
+    let device = Arc::new(OnceLock::new());
+    unmount_on_signals(mount.mountpoint.clone(), device.clone())?;
     tracing::info!(mountpoint = %mount.mountpoint.display(), memory = engine.memory, size = mount.size, "mounting");
     let engine = Engine::start(engine)?;
     let mount = engine.mount(&mount)?;
+    let _ = device.set(mount.device());
     let notes: Vec<&str> = engine.notes().iter().chain(mount.notes()).map(String::as_str).collect();
     ready(&notes.join("; "));
     mount.wait()?;
@@ -164,7 +167,9 @@ fn serve(plan: Plan, ready: impl FnOnce(&str)) -> Result<(), Error> {
 
 /// The first signal detaches the mount: the daemon ends when the last user is gone. If that fails (nothing is mounted
 /// yet), or at a second signal, the process ends at once. The store keeps nothing in either case.
-fn unmount_on_signals(mountpoint: PathBuf) -> Result<(), Error> {
+///
+/// `device` is set when there is a mount: another one may come to lie on the same directory.
+fn unmount_on_signals(mountpoint: PathBuf, device: Arc<OnceLock<String>>) -> Result<(), Error> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| Error::Io("signals", e))?;
     std::thread::Builder::new()
         .name("signals".into())
@@ -172,7 +177,8 @@ fn unmount_on_signals(mountpoint: PathBuf) -> Result<(), Error> {
             let mut first = true;
             for signal in signals.forever() {
                 tracing::info!(signal, "unmounting");
-                if !first || umount::detach(&mountpoint).is_err() {
+                let detached = device.get().is_some_and(|device| umount::detach(&mountpoint, device).is_ok());
+                if !first || !detached {
                     std::process::exit(128 + signal);
                 }
                 first = false;

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::probe;
+use crate::say::shown;
 use crate::stats;
 use crate::watch::Watch;
 use overspill::mountinfo::{Entry, Mounts};
@@ -100,9 +101,9 @@ fn table(info: &Slabinfo) -> String {
     let mut lines =
         vec![std::iter::once("NAME").chain(COLUMNS.map(|(head, _)| head)).map(str::to_owned).collect()];
     for cache in &info.caches {
-        let mut line: Vec<String> = vec![cache["name"].as_str().unwrap_or("?").to_owned()];
+        let mut line: Vec<String> = vec![shown(cache["name"].as_str().unwrap_or("?"))];
         line.extend(COLUMNS.map(|(_, field)| match &cache[field] {
-            Value::String(text) => text.clone(),
+            Value::String(text) => shown(text),
             Value::Number(n) if field == "fragmentation" => {
                 format!("{:.0}%", n.as_f64().unwrap_or(0.0) * 100.0)
             }

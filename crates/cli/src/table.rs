@@ -8,13 +8,14 @@ use overspill::metrics::{Group, METRICS};
 use overspill::stats::Stats;
 use serde_json::Value;
 
+use crate::say::shown;
 use crate::size::human;
 
 /// The table of one mount's statistics (a JSON object).
 pub(crate) fn of_stats(mountpoint: &Path, stats: &Value) -> String {
     let mut fields: BTreeMap<&str, &Value> =
         stats.as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v)).collect();
-    let mut out = format!("{}", mountpoint.display());
+    let mut out = shown(&mountpoint.display().to_string());
     if let Some(pid) = fields.remove("pid") {
         let _ = write!(out, "  (pid {pid})");
     }
@@ -44,7 +45,7 @@ pub(crate) fn of_mounts(mounts: &[(String, Result<Stats, String>)]) -> String {
     for (at, stats) in mounts {
         match stats {
             Ok(s) => rows.push([
-                at.clone(),
+                shown(at),
                 s.pid.to_string(),
                 human(s.rss_bytes),
                 human(s.budget_bytes),
@@ -53,7 +54,7 @@ pub(crate) fn of_mounts(mounts: &[(String, Result<Stats, String>)]) -> String {
                 human(s.compressed_page_bytes),
                 human(s.stored_page_bytes),
             ]),
-            Err(reason) => notes.push(reason.clone()),
+            Err(reason) => notes.push(shown(reason)),
         }
     }
     let wide: Vec<usize> = (0..rows[0].len())
@@ -86,7 +87,7 @@ fn line(label: &str, value: &str) -> String {
 fn show(key: &str, value: &Value) -> String {
     match (value.as_u64(), value.as_str()) {
         (Some(bytes), _) if key.ends_with("_bytes") => human(bytes),
-        (_, Some(text)) => text.to_owned(),
+        (_, Some(text)) => shown(text),
         _ => value.to_string(),
     }
 }

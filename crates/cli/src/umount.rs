@@ -76,9 +76,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Detaches `mountpoint` even if it is in use. The daemon calls it when a signal ends it.
-pub(crate) fn detach(mountpoint: &Path) -> Result<(), Error> {
+/// Detaches the file system `device` from `mountpoint` even if it is in use. Its daemon calls it when a signal ends it.
+pub(crate) fn detach(mountpoint: &Path, device: &str) -> Result<(), Error> {
     let mount = find(&read_mounts()?, mountpoint)?;
+    if mount.dev != device {
+        // It was detached before, and another one lies there now.
+        return Err(Error::NotOverspill(mountpoint.to_owned()));
+    }
     take_away(&mount, Manner::Detach, Caller::current())
 }
 

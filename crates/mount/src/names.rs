@@ -172,7 +172,12 @@ impl Server {
     fn lookup(&self, parent: u64, name: &[u8], reply: Reply) {
         if name == b"." {
             // A file handle (name_to_handle_at(2), NFS) of a node that the kernel has forgotten.
-            return self.answer_entry(self.fs.getattr(parent), reply);
+            let found = self.fs.getattr(parent);
+            // A removed file lives on only for those who have it open, and the kernel knows those by itself.
+            return self.answer_entry(
+                found.and_then(|a| if a.nlink > 0 { Ok(a) } else { Err(FsError::Stale) }),
+                reply,
+            );
         }
         match self.fs.lookup(parent, name) {
             Err(FsError::NotFound) if self.prime.is(parent, name) => {

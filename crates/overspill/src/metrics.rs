@@ -81,7 +81,9 @@ pub struct Metric {
 macro_rules! metrics {
     ($($group:ident $name:ident: $type:ty, $unit:ident, $label:literal, $help:literal;)*) => {
         /// A snapshot of a mount.
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        // A field that another version does not have is nothing: old daemons are asked by new commands.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
         pub struct Stats {
             $(#[doc = $help] pub $name: $type,)*
         }

@@ -119,6 +119,11 @@ impl Mount {
         Ok(result?)
     }
 
+    /// The file system's device, `major:minor`.
+    pub fn device(&self) -> String {
+        self.face.info().device
+    }
+
     /// The mountpoint.
     pub fn mountpoint(&self) -> PathBuf {
         Path::new(&self.face.info().at).to_owned()

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::metrics::{Group, METRICS, Metric, Stats, Unit};
 
 /// The caches of a daemon, and the arena they take from. Bytes and counts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Slabinfo {
     /// Each cache: fields as in [`overspill_slab::slabinfo::CacheInfo`].
     pub caches: Vec<serde_json::Value>,

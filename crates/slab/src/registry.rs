@@ -1,6 +1,7 @@
 //! The list of every cache of the process. A cache registers what the list needs of it ([`Listed`]): so growth, at the
 //! bottom, can ask all caches for memory back.
 
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::{PoisonError, RwLock};
 
@@ -22,19 +23,19 @@ pub(crate) trait Listed: Sync {
 
 /// The place of a cache in the list.
 pub(crate) struct Member {
-    links: Links<Member>,
+    links: UnsafeCell<Links<Member>>,
     /// Set by [`add`].
-    cache: Option<NonNull<dyn Listed>>,
+    cache: UnsafeCell<Option<NonNull<dyn Listed>>>,
 }
 
-// SAFETY: the registry's lock guards both fields, and a listed cache is Sync.
+// SAFETY: the registry's lock guards both cells, and a listed cache is Sync.
 unsafe impl Send for Member {}
 // SAFETY: as for Send.
 unsafe impl Sync for Member {}
 
 impl Member {
     pub(crate) const fn new() -> Self {
-        Member { links: Links::new(), cache: None }
+        Member { links: UnsafeCell::new(Links::new()), cache: UnsafeCell::new(None) }
     }
 }
 
@@ -43,8 +44,8 @@ struct Registered;
 // SAFETY: `links` always returns the same field.
 unsafe impl Linked<Member> for Registered {
     fn links(at: NonNull<Member>) -> *mut Links<Member> {
-        // SAFETY: the address of a field of `*at`; nothing is read.
-        unsafe { &raw mut (*at.as_ptr()).links }
+        // SAFETY: a member lives while it is listed.
+        unsafe { at.as_ref() }.links.get()
     }
 }
 
@@ -62,7 +63,7 @@ pub(crate) unsafe fn add(member: NonNull<Member>, cache: NonNull<dyn Listed>) {
     let mut caches = CACHES.write().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: by contract.
     unsafe {
-        (*member.as_ptr()).cache = Some(cache);
+        *member.as_ref().cache.get() = Some(cache);
         caches.push_back(member);
     }
 }
@@ -82,7 +83,7 @@ fn each(mut visit: impl FnMut(&dyn Listed)) {
     while let Some(member) = at {
         // SAFETY: listed caches are alive.
         unsafe {
-            if let Some(cache) = (*member.as_ptr()).cache {
+            if let Some(cache) = *member.as_ref().cache.get() {
                 visit(cache.as_ref());
             }
             at = caches.next(member);
@@ -99,7 +100,7 @@ pub(crate) fn nth<R>(number: usize, visit: impl FnOnce(&dyn Listed) -> R) -> Opt
         at = unsafe { caches.next(at?) };
     }
     // SAFETY: as above.
-    unsafe { (*at?.as_ptr()).cache.map(|cache| visit(cache.as_ref())) }
+    unsafe { (*at?.as_ref().cache.get()).map(|cache| visit(cache.as_ref())) }
 }
 
 /// Reaps every cache, then trims the global arena if that freed anything. Without `force`, skips caches that were

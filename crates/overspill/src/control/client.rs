@@ -1,12 +1,13 @@
 //! Asking engines.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::connect::connect;
 use super::protocol::{FaceInfo, Line, MAX_REPLY, Reply, Request, VERSION};
-use super::sockets::{directory, links_to};
+use super::sockets::{directory, links_to, sockets_in};
 use crate::stats::{Slabinfo, Stats};
 
 /// The reason why an engine gave no answer.
@@ -21,7 +22,7 @@ pub enum AskError {
     /// Somebody listens, who is not the owner of the directory.
     #[error("{} is served by a user whom it does not belong to", .0.display())]
     Impostor(PathBuf),
-    /// No answer came in time, or it broke off.
+    /// No answer came in time.
     #[error("{} does not answer: {}", .0.display(), .1)]
     Silent(PathBuf, #[source] std::io::Error),
     /// The answer cannot be parsed: another version's, perhaps.
@@ -37,6 +38,7 @@ pub enum AskError {
 pub struct Control {
     path: PathBuf,
     stream: BufReader<UnixStream>,
+    patience: Duration,
 }
 
 impl Control {
@@ -60,6 +62,14 @@ impl Control {
                 other => return other,
             }
         }
+        // A link may be lost: then all are asked.
+        for socket in sockets_in(&dir) {
+            if let Ok(mut control) = Control::open(&socket, uid, patience)
+                && control.faces().is_ok_and(|faces| faces.iter().any(|face| face.device == device))
+            {
+                return Ok(control);
+            }
+        }
         Err(last)
     }
 
@@ -68,39 +78,58 @@ impl Control {
     /// # Errors
     /// As [`Control::of_face`].
     pub fn open(path: &Path, uid: u32, patience: Duration) -> Result<Control, AskError> {
-        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        let stream = connect(path, patience).map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => AskError::Denied(path.to_owned()),
+            std::io::ErrorKind::WouldBlock => AskError::Silent(path.to_owned(), error),
             _ => AskError::Absent(path.to_owned(), error),
         })?;
         // Root asks in directories of users: a link there may lead to anybody's socket.
         let peer = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
-        if peer.is_ok_and(|peer| peer != uid) {
+        if !peer.is_ok_and(|peer| peer == uid) {
             return Err(AskError::Impostor(path.to_owned()));
         }
-        let silent = |error| AskError::Silent(path.to_owned(), error);
-        stream.set_read_timeout(Some(patience)).map_err(silent)?;
-        stream.set_write_timeout(Some(patience)).map_err(silent)?;
-        Ok(Control { path: path.to_owned(), stream: BufReader::new(stream) })
+        Ok(Control { path: path.to_owned(), stream: BufReader::new(stream), patience })
     }
 
     fn ask(&mut self, request: Request) -> Result<Reply, AskError> {
-        let silent = |error| AskError::Silent(self.path.clone(), error);
         let garbled = |reason: String| AskError::Garbled(self.path.clone(), reason);
         let line = Line::encode(request).map_err(|error| garbled(error.to_string()))?;
-        self.stream.get_mut().write_all(&line).map_err(silent)?;
-        let mut line = Vec::new();
-        let most = u64::try_from(MAX_REPLY).unwrap_or(u64::MAX);
-        (&mut self.stream).take(most).read_until(b'\n', &mut line).map_err(silent)?;
-        if !line.ends_with(b"\n") {
-            let broken = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the answer breaks off");
-            return Err(silent(broken));
-        }
+        let line = self.exchange(&line).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+                AskError::Silent(self.path.clone(), error)
+            }
+            // It has ended, or cut us off.
+            _ => AskError::Absent(self.path.clone(), error),
+        })?;
+        let garbled = |reason: String| AskError::Garbled(self.path.clone(), reason);
         let line: Line<Reply> = serde_json::from_slice(&line).map_err(|error| garbled(error.to_string()))?;
         match line.body {
             _ if line.v != VERSION => Err(garbled(format!("it is of version {}", line.v))),
             Reply::Error(reason) => Err(AskError::Refused(self.path.clone(), reason)),
             reply => Ok(reply),
         }
+    }
+
+    /// Sends a line and receives one, all within the time.
+    fn exchange(&mut self, line: &[u8]) -> std::io::Result<Vec<u8>> {
+        let until = Instant::now() + self.patience;
+        self.stream.get_mut().write_all(line)?;
+        let mut reply = Vec::new();
+        while !reply.ends_with(b"\n") {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || reply.len() >= MAX_REPLY {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            self.stream.get_ref().set_read_timeout(Some(left))?;
+            let bytes = self.stream.fill_buf()?;
+            if bytes.is_empty() {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let end = bytes.iter().position(|&b| b == b'\n').map_or(bytes.len(), |at| at + 1);
+            reply.extend_from_slice(&bytes[..end]);
+            self.stream.consume(end);
+        }
+        Ok(reply)
     }
 
     fn other(&self) -> AskError {

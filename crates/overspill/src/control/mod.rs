@@ -5,6 +5,7 @@
 //! - `server`: answers them in the engine's process. [`client`]: asks.
 
 pub mod client;
+mod connect;
 pub mod protocol;
 pub(crate) mod server;
 pub mod sockets;

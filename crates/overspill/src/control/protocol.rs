@@ -69,6 +69,9 @@ pub struct FaceInfo {
 pub enum FaceKind {
     /// A mounted tmpfs.
     Mount,
+    /// A kind that only a newer engine has.
+    #[serde(other)]
+    Other,
 }
 
 /// A request or a reply, with its version.

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::connect::connect;
 use super::protocol::{FaceInfo, Line, MAX_REPLY, MAX_REQUEST, Reply, Request, parse_request};
 use super::sockets::{is_link, link_name, make_directory, sockets_in};
 
-/// Connections at once; others wait until the kernel's queue is full.
+/// Connections at once; for one more the one that was silent for longest is closed.
 const CONNECTIONS: usize = 16;
 
 /// A connection that neither asks nor reads for so long is closed.
@@ -40,10 +41,7 @@ impl Server {
     fn start_in(dir: &Path, answer: Answer) -> io::Result<Server> {
         remove_dead(dir);
         let path = dir.join(format!("{}.sock", std::process::id()));
-        let listener = UnixListener::bind(&path)?;
-        // Nobody else can reach it before: the directory is closed to others.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
+        let listener = listen(&path)?;
         let (stop, stopped) = UnixStream::pair()?;
         let spare = stopped.try_clone().ok();
         let mut serve = Serve { listener, connections: Vec::new(), answer, spare };
@@ -75,11 +73,25 @@ impl Drop for Server {
     }
 }
 
+/// A socket under this name. It has the name only once it listens: until then it would seem to be a dead one.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let unborn = path.with_extension("new");
+    let _ = std::fs::remove_file(&unborn);
+    let listener = UnixListener::bind(&unborn)?;
+    // Nobody else can reach it before: the directory is closed to others.
+    std::fs::set_permissions(&unborn, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| listener.set_nonblocking(true))
+        .and_then(|()| std::fs::rename(&unborn, path))
+        .inspect_err(|_| drop(std::fs::remove_file(&unborn)))?;
+    Ok(listener)
+}
+
 /// Removes sockets on which nobody listens, and links to them.
 fn remove_dead(dir: &Path) {
     for path in sockets_in(dir) {
         let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-        if UnixStream::connect(&path).is_err_and(refused) {
+        // Within a moment: the process may be stopped, and its queue full.
+        if connect(&path, Duration::from_secs(1)).is_err_and(refused) {
             let _ = std::fs::remove_file(&path);
         }
     }
@@ -131,11 +143,9 @@ impl Serve {
 
     /// Waits until somebody asks, can take more of a reply, or was silent for too long.
     fn wait(&self, stopped: &UnixStream) -> io::Result<Ready> {
-        let accepts = self.connections.len() < CONNECTIONS;
-        let listens = if accepts { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.listener.as_fd(), listens),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.stream.as_fd(), c.interest())));
         let first = self.connections.iter().map(|c| c.until).min();
@@ -149,12 +159,12 @@ impl Serve {
         }
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let (stopped, listener) = (ready.next() == Some(true), ready.next() == Some(true));
-        Ok(Ready { stopped, listener: listener && accepts, connections: ready.collect() })
+        Ok(Ready { stopped, listener, connections: ready.collect() })
     }
 
     fn accept(&mut self, now: Instant) {
         let uid = rustix::process::geteuid().as_raw();
-        while self.connections.len() < CONNECTIONS {
+        loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if is_one_of(&error, &[Errno::MFILE, Errno::NFILE]) => {
@@ -169,6 +179,11 @@ impl Serve {
             let peer = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
             let is_allowed = peer.is_ok_and(|peer| peer == 0 || peer == uid);
             if is_allowed && stream.set_nonblocking(true).is_ok() {
+                if self.connections.len() == CONNECTIONS {
+                    // The one that was silent for longest makes room.
+                    let oldest = (0..CONNECTIONS).min_by_key(|&i| self.connections[i].until);
+                    oldest.map(|oldest| self.connections.swap_remove(oldest));
+                }
                 let (request, reply) = (Vec::new(), Vec::new());
                 self.connections.push(Connection { stream, request, reply, sent: 0, until: now + PATIENCE });
             }
@@ -205,7 +220,11 @@ impl Connection {
     /// Sends, or else receives and answers. False if the connection is over.
     fn go_on(&mut self, answer: &Answer, now: Instant) -> bool {
         self.until = now + PATIENCE;
-        let went = if self.reply.is_empty() { self.receive(answer) } else { self.send() };
+        let went = if self.reply.is_empty() {
+            self.receive(answer)
+        } else {
+            self.send().and_then(|open| if open { self.answer_all(answer) } else { Ok(false) })
+        };
         match went {
             Ok(open) => open,
             Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
@@ -217,20 +236,33 @@ impl Connection {
         let room = MAX_REQUEST - self.request.len();
         let n = self.stream.read(&mut bytes[..room])?;
         self.request.extend_from_slice(&bytes[..n]);
-        let Some(end) = self.request.iter().position(|&b| b == b'\n') else {
-            if n > 0 && self.request.len() == MAX_REQUEST {
-                self.say(Reply::Error(format!("a request has at most {MAX_REQUEST} bytes")));
-                let _ = self.send();
+        if n == 0 {
+            return Ok(false);
+        }
+        if !self.request.contains(&b'\n') && self.request.len() == MAX_REQUEST {
+            self.say(Reply::Error(format!("a request has at most {MAX_REQUEST} bytes")));
+            let _ = self.send();
+            return Ok(false);
+        }
+        self.answer_all(answer)
+    }
+
+    /// Answers the requests that have come, one after the other, as far as their replies can be sent now.
+    fn answer_all(&mut self, answer: &Answer) -> io::Result<bool> {
+        while self.reply.is_empty()
+            && let Some(end) = self.request.iter().position(|&b| b == b'\n')
+        {
+            let line: Vec<u8> = self.request.drain(..=end).collect();
+            let reply = match parse_request(&line) {
+                Ok(request) => answer(&request),
+                Err(reason) => Reply::Error(reason),
+            };
+            self.say(reply);
+            if !self.send()? {
+                return Ok(false);
             }
-            return Ok(n > 0 && self.request.len() < MAX_REQUEST);
-        };
-        let line: Vec<u8> = self.request.drain(..=end).collect();
-        let reply = match parse_request(&line) {
-            Ok(request) => answer(&request),
-            Err(reason) => Reply::Error(reason),
-        };
-        self.say(reply);
-        self.send()
+        }
+        Ok(true)
     }
 
     fn say(&mut self, reply: Reply) {
@@ -287,6 +319,10 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(ask(&stream, "\"get\":\"faces\"}\n"), "{\"v\":1,\"faces\":[]}\n");
         assert!(ask(&stream, "nonsense\n").contains("error"));
+        let two = "{\"v\":1,\"get\":\"faces\"}\n";
+        (&stream).write_all(two.repeat(2).as_bytes()).unwrap();
+        let mut lines = BufReader::new(&stream).lines();
+        assert!((0..2).all(|_| lines.next().unwrap().unwrap().contains("faces")), "two in one packet");
     }
 
     #[test]

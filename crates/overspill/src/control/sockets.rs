@@ -1,4 +1,4 @@
-//! The directories of control sockets: root's in `/run`, a user's in `/run/user/UID`, or else in `/tmp`.
+//! The directories of control sockets: root's in `/run`, a user's in `/tmp`.
 //!
 //! An engine listens on `PID.sock`. For each face it makes `PID.face-MAJOR:MINOR`, a symbolic link to its socket. (The
 //! process is in the name because the kernel gives a device to another mount while the old one's process still ends.)
@@ -7,29 +7,20 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-/// The directory of a user's sockets. It does not depend on the environment, so that root finds it too.
+/// The directory of a user's sockets. It depends on nothing else, so that root finds it too, and that it stays when the
+/// user logs out: `/run/user` would not.
 #[must_use]
 pub fn directory(uid: u32) -> PathBuf {
-    if uid == 0 {
-        return "/run/overspill".into();
-    }
-    let session = PathBuf::from(format!("/run/user/{uid}"));
-    if std::fs::symlink_metadata(&session).is_ok_and(|m| m.is_dir() && m.uid() == uid) {
-        return session.join("overspill");
-    }
-    format!("/tmp/overspill-{uid}").into()
+    if uid == 0 { "/run/overspill".into() } else { format!("/tmp/overspill-{uid}").into() }
 }
 
 /// The directories of all users that have one: for root.
 #[must_use]
 pub fn all_directories() -> Vec<PathBuf> {
-    let below = |dir: &str| {
-        let entries = std::fs::read_dir(dir).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<Vec<_>>()
-    };
-    let sessions = below("/run/user").into_iter().filter_map(|name| name.parse().ok());
-    let others = below("/tmp").into_iter().filter_map(|name| name.strip_prefix("overspill-")?.parse().ok());
-    let mut all: Vec<PathBuf> = std::iter::once(0).chain(sessions).chain(others).map(directory).collect();
+    let entries = std::fs::read_dir("/tmp").into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let users = names.filter_map(|name| name.strip_prefix("overspill-")?.parse().ok());
+    let mut all: Vec<PathBuf> = std::iter::once(0).chain(users).map(directory).collect();
     all.sort_unstable();
     all.dedup();
     all

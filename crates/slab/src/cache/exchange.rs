@@ -10,6 +10,7 @@ use super::layers::{Layers, MAGAZINES};
 use crate::OutOfMemory;
 use crate::cpu::depot::Depot;
 use crate::cpu::{Magazine, Slot, nothing};
+use crate::debug::inject;
 use crate::slabs::layer::{InternalPlace, SlabLayer, internal};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
@@ -204,6 +205,9 @@ impl Layers {
 
     /// Allocates a magazine of this cache's size; `None` for lack of memory.
     pub(crate) fn new_magazine(&self) -> Option<*mut Magazine> {
+        if inject::strikes() {
+            return None;
+        }
         let at = magazines(self.rounds)?.alloc().ok()?.cast::<Magazine>().as_ptr();
         // SAFETY: allocated with room for `rounds` objects.
         unsafe { Magazine::init(at, self.rounds) };

@@ -2,7 +2,6 @@
 
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::time::Duration;
 
 use crate::cpu::CpuLayer;
 use crate::cpu::depot::Depot;
@@ -10,8 +9,7 @@ use crate::registry::Member;
 use crate::slabs::layer::SlabLayer;
 use crate::sync::Mutex;
 
-/// An unforced reap does nothing if the last reap is more recent than this (R46).
-pub const REAP_INTERVAL: Duration = Duration::from_secs(15);
+pub use crate::slabs::layer::REAP_INTERVAL;
 
 /// The largest buffer of each magazine size, and the size: larger objects have smaller magazines, or none.
 pub(crate) const MAGAZINES: [(usize, usize); 3] = [(256, 125), (4096, 61), (32768, 5)];

@@ -5,17 +5,19 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::geometry::{Geometry, OFF_SLAB_OBJECTS, header_bytes};
 use super::lists::Slabs;
 pub(crate) use super::records::SlabLayer;
 use super::slab::{PAGES, SLABS_STAY, Slab};
+use crate::debug::inject;
 use crate::info::{CacheInfo, Flags};
 use crate::options::Options;
 use crate::pages::source::PageSource as _;
 use crate::pages::{arena, pagemap};
 use crate::registry::{self, Listed, Member};
-use crate::sync::Mutex;
+use crate::sync::{Leaf, Mutex};
 use crate::{OutOfMemory, PAGE};
 
 impl SlabLayer {
@@ -111,6 +113,7 @@ impl SlabLayer {
         unsafe {
             let header = match self.geometry.header {
                 Some(at) => Ok(pages.add(at)),
+                None if inject::strikes() => Err(OutOfMemory),
                 None => headers().and_then(SlabLayer::alloc),
             };
             let colour =
@@ -237,14 +240,33 @@ pub(crate) struct Internal {
     layer: SlabLayer,
     member: Member,
     reaps: AtomicU64,
+    last_reap: Leaf<Option<Instant>>,
 }
+
+impl Internal {
+    fn new(name: &'static str, size: usize) -> Result<Internal, OutOfMemory> {
+        let layer = SlabLayer::new(Options::new(name, size))?;
+        Ok(Internal { layer, member: Member::new(), reaps: AtomicU64::new(0), last_reap: Leaf::new(None) })
+    }
+}
+
+/// An unforced reap does nothing if the last reap is more recent than this (R46).
+pub const REAP_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Listed for Internal {
     fn is_internal(&self) -> bool {
         true
     }
 
-    fn reap(&self, _force: bool) -> usize {
+    fn reap(&self, force: bool) -> usize {
+        let now = Instant::now();
+        {
+            let mut last = self.last_reap.lock();
+            if !force && last.is_some_and(|last| now.saturating_duration_since(last) < REAP_INTERVAL) {
+                return 0;
+            }
+            *last = Some(now);
+        }
         self.reaps.fetch_add(1, Ordering::Relaxed);
         self.layer.release_empty()
     }
@@ -270,13 +292,10 @@ pub(crate) fn internal(
     name: &'static str,
     size: usize,
 ) -> Result<&'static SlabLayer, OutOfMemory> {
-    if place.get().is_none() {
-        let layer = SlabLayer::new(Options::new(name, size))?;
-        if place.set(Internal { layer, member: Member::new(), reaps: AtomicU64::new(0) }).is_ok() {
-            let there = place.get().ok_or(OutOfMemory)?;
-            // SAFETY: a static; only the thread that set it comes here.
-            unsafe { registry::add(NonNull::from(&there.member), NonNull::from(there)) };
-        }
+    if place.get().is_none() && place.set(Internal::new(name, size)?).is_ok() {
+        let there = place.get().ok_or(OutOfMemory)?;
+        // SAFETY: a static; only the thread that set it comes here.
+        unsafe { registry::add(NonNull::from(&there.member), NonNull::from(there)) };
     }
     place.get().map(|there| &there.layer).ok_or(OutOfMemory)
 }
@@ -295,9 +314,7 @@ pub(crate) fn internal(
     if let Some(there) = made.iter().find(|there| there.layer.options.name == name) {
         return Ok(&there.layer);
     }
-    let layer = SlabLayer::new(Options::new(name, size))?;
-    let fresh: &'static Internal =
-        Box::leak(Box::new(Internal { layer, member: Member::new(), reaps: AtomicU64::new(0) }));
+    let fresh: &'static Internal = Box::leak(Box::new(Internal::new(name, size)?));
     // SAFETY: leaked, and just made.
     unsafe { registry::add(NonNull::from(&fresh.member), NonNull::from(fresh)) };
     made.push(fresh);
