@@ -126,7 +126,7 @@ messages! {
     OutHeader (16) { len: u32, error: i32, unique: u64, }
     /// INIT, as of 7.31.
     InitIn (16) { major: u32, minor: u32, max_readahead: u32, flags: u32, }
-    /// What INIT has behind that from 7.36 on.
+    /// The part that INIT has behind that from 7.36 on.
     InitExt (48) { flags2: u32, unused: [u32; 11], }
     /// Reply to INIT.
     InitOut (64) {

@@ -183,6 +183,11 @@ fn mount_by_helper(
     {
         return Ok(device);
     }
+    if output.status.success() {
+        // It has mounted, and its descriptor found no room here.
+        let _ = Command::new(helper).args(["-u", "-z", "-q", "--"]).arg(mountpoint).status();
+        return Err(FuseError::NoFiles(mountpoint.to_owned(), io::Error::from(Errno::MFILE)));
+    }
     let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     Err(if said.contains("user_allow_other") {
         FuseError::AllowOther

@@ -27,7 +27,7 @@ struct Turns {
     wait: HashSet<u64>,
 }
 
-/// What the threads share.
+/// State that the threads share.
 #[derive(Default)]
 struct Shared {
     /// Files whose attributes the kernel should forget, each once however often that is requested.

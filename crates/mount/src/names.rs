@@ -72,7 +72,8 @@ impl Serve for Front {
         match request.op {
             Op::Forget { nlookup } => self.0.fs.forget(request.node, nlookup),
             Op::BatchForget(all) => all.for_each(|one| self.0.fs.forget(one.nodeid, one.nlookup)),
-            Op::Interrupt { unique } => self.0.parking.interrupt(unique),
+            // INTERRUPT comes for every signal, also for one with a handler: a write(2) that fails then would be an error to
+            // programs that no other file system shows them. A request ends by itself, or when its time is up.
             _ => {}
         }
     }

@@ -8,7 +8,7 @@
 //! Tasks are bounded. They hold at most as much written data as the kernel sends in the background (`max_background`
 //! requests of `max_write` bytes, both chosen from the budget). Requests that a store leaves unanswered fail after
 //! [`READ_TIMEOUT`] or [`WRITE_TIMEOUT`], so that a hung store does not fill the kernel's queues; only data that the
-//! kernel has accepted before waits without end. An interrupted process gets its parked request back at once.
+//! kernel has accepted before waits without end.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -48,24 +48,12 @@ const READ_TIMEOUT_CROWDED: Duration = Duration::from_secs(5);
 
 /// A reply that somebody waits for, who is told when there will be none.
 pub(crate) trait Reply: Send {
-    fn fail(self, why: Failure);
-}
-
-/// The reason why a parked request gets no other answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The store has not answered in time.
-    TimeIsUp,
-    /// Its process was interrupted.
-    Interrupted,
+    fn fail(self);
 }
 
 impl Reply for overspill_fuse::Reply {
-    fn fail(self, why: Failure) {
-        self.error(match why {
-            Failure::TimeIsUp => Errno::IO.raw_os_error(),
-            Failure::Interrupted => Errno::INTR.raw_os_error(),
-        });
+    fn fail(self) {
+        self.error(Errno::IO.raw_os_error());
     }
 }
 
@@ -119,8 +107,7 @@ impl<R: Reply> Parking<R> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the reply of a parked request, by the request's number, until the request ends, its time is up, or it is
-    /// interrupted.
+    /// Keeps the reply of a parked request, by the request's number, until the request ends, or its time is up.
     pub(crate) fn hold(&self, number: u64, kind: Kind, reply: R) {
         let mut parked = self.parked();
         let patience = match kind {
@@ -140,6 +127,10 @@ impl<R: Reply> Parking<R> {
     pub(crate) async fn until_expired<T>(&self, number: u64, op: impl Future<Output = T>) -> Option<T> {
         let mut op = pin!(op);
         std::future::poll_fn(|cx| {
+            // A request that was refused must do nothing any more: its process may have written the same bytes anew.
+            if !self.parked().contains_key(&number) {
+                return Poll::Ready(None);
+            }
             if let Poll::Ready(value) = op.as_mut().poll(cx) {
                 return Poll::Ready(Some(value));
             }
@@ -161,21 +152,13 @@ impl<R: Reply> Parking<R> {
         if !late.is_empty() {
             tracing::warn!(requests = late.len(), "the store does not answer; requests fail");
         }
-        late.into_iter().for_each(|parked| parked.fail(Failure::TimeIsUp));
-    }
-
-    /// Fails a parked request whose process was interrupted.
-    pub(crate) fn interrupt(&self, number: u64) {
-        let parked = self.parked().remove(&number);
-        if let Some(parked) = parked {
-            parked.fail(Failure::Interrupted);
-        }
+        late.into_iter().for_each(Parked::fail);
     }
 }
 
 impl<R: Reply> Parked<R> {
-    fn fail(self, why: Failure) {
-        self.reply.fail(why);
+    fn fail(self) {
+        self.reply.fail();
         if let Some(waker) = self.waker {
             waker.wake();
         }
@@ -211,7 +194,7 @@ mod model {
     struct Answers(Shared<(AtomicUsize, AtomicUsize)>);
 
     impl Reply for Answers {
-        fn fail(self, _: Failure) {
+        fn fail(self) {
             self.0.0.fetch_add(1, Ordering::SeqCst);
         }
     }

@@ -44,6 +44,8 @@ impl Tuning {
             let places = memory / 16 / max_write / processors * COLD;
             (places >= PLACES.0).then_some(Rings { processors, places: places.min(PLACES.1) })
         });
+        // The kernel sends what it does in the background from any processor: half of a queue stays free of that.
+        let background = rings.map_or(background, |rings: Rings| background.min(rings.places / 2));
         Tuning {
             threads: (memory >> 24).clamp(4, 16),
             rings,

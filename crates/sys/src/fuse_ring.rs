@@ -46,7 +46,7 @@ pub struct FuseSlot {
 struct Place {
     header: AlignedBuf,
     payload: Option<AlignedBuf>,
-    /// What the kernel reads when the place is registered.
+    /// Addresses that the kernel reads when the place is registered.
     vectors: Box<[libc::iovec; 2]>,
     commit_id: u64,
 }

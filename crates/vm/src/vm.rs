@@ -153,7 +153,7 @@ impl Vm {
         if payload < PACKING_KNOWN {
             return free / page;
         }
-        // What is not packed yet gives room for as much as its packing saves.
+        // Packing a resident page gives room for as much as that saves.
         let saved = stats.resident_bytes as u64 * packed.saturating_sub(payload) / packed.max(1);
         (free + saved) * packed.max(payload) / payload / page
     }

@@ -1,4 +1,4 @@
-//! What still comes by `/dev/fuse` when requests come by io_uring: FORGET and INTERRUPT. They are read lazily, many at
+//! FORGET and INTERRUPT still come by `/dev/fuse` when requests come by io_uring. They are read lazily, many at
 //! once: nobody waits for a FORGET, and each wake-up takes a processor from those who wait for something.
 
 use std::io;
