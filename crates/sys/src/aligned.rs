@@ -1,12 +1,12 @@
-//! Page-aligned memory.
+//! Page-aligned heap memory.
 
-use std::alloc::{Layout, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 const ALIGN: usize = 4096;
 
-/// A zeroed buffer of fixed length, which takes memory where it is touched, aligned to 4 KiB as O_DIRECT requires.
+/// A zeroed heap buffer of fixed length, aligned to 4 KiB as O_DIRECT requires.
 #[derive(Debug)]
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
@@ -25,23 +25,22 @@ impl AlignedBuf {
     /// If `len` is 0 or larger than `isize::MAX` allows.
     pub fn new(len: usize) -> AlignedBuf {
         assert!(len > 0, "an aligned buffer has at least one byte");
-        let flags = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
-        // Mapped, not allocated: an allocator would touch all of it to zero it.
-        // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
-        let raw = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, flags, rustix::mm::MapFlags::PRIVATE)
-        };
-        match raw.ok().and_then(|raw| NonNull::new(raw.cast())) {
-            Some(ptr) => AlignedBuf { ptr, len },
-            None => handle_alloc_error(Layout::from_size_align(len, ALIGN).expect("buffer length overflows")),
-        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a non-zero size, asserted above.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        AlignedBuf { ptr, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::from_size_align(len, ALIGN).expect("buffer length overflows")
     }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped so many bytes there, and they are unmapped once, here.
-        let _ = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), self.len) };
+        // SAFETY: `ptr` came from alloc_zeroed with this same layout and is freed once, here.
+        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
     }
 }
 
