@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use crate::abi::{InitIn, init_flag};
+use crate::abi::init_flag;
 use crate::device::Device;
 use crate::mount::{FuseError, Mounted};
 use crate::negotiate::{Granted, Negotiation, Wanted, negotiate};
@@ -150,7 +150,6 @@ impl Session {
                 Negotiation::Again(_) => self.device.reply(request.unique, 0, &parts),
                 Negotiation::TooOld(minor) => {
                     self.device.reply(request.unique, -EPROTO, &[]);
-                    let InitIn { .. } = args;
                     return Err(FuseError::TooOld(minor));
                 }
             }

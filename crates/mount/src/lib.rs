@@ -3,14 +3,15 @@
 //! ```text
 //!   names.rs    requests about names and attributes: answered where they arrive
 //!   data.rs     requests that move bytes: must one wait? ─► park.rs ─► a task of the driver's
-//!   kernel.rs, drops.rs   requests to the kernel        space.rs   near the end of space        bdi.rs   limits on write-back
+//!   kernel.rs, drops.rs   requests to the kernel
+//!   space.rs    near the end of space                  bdi.rs   limits on write-back
 //!   prime.rs    what the kernel learns at mount, so that it asks less
 //! ```
 //!
 //! Written data goes through to us with its write(2), which therefore reports what happened to it; with `writeback` the
 //! kernel keeps it for a while. Attributes and names stay valid for ever in the kernel, since only it changes them. It
 //! opens and closes files without asking, checks permissions itself, and kills set-id bits through us. A new file is
-//! LOOKUP and CREATE, a write and its close one WRITE.
+//! LOOKUP and CREATE (and GETATTR of its directory), a write and its close one WRITE.
 #![forbid(unsafe_code)]
 
 mod bdi;

@@ -26,7 +26,8 @@ pub struct Tuning {
 }
 
 /// Places for each place that the budget counts: the kernel takes the place that was free last, so most of them are
-/// touched only when a store hangs, and wait then.
+/// used only when a store hangs. (Their buffers are resident all the same; the watch on the process's memory makes up
+/// for that.)
 const COLD: usize = 4;
 
 /// The fewest places for each processor with which rings are worth having, and the most.
